@@ -1,0 +1,128 @@
+"""Building blocks that the image-like networks of several tasks share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def bf16_pays(device: str) -> bool:
+    """Whether this device multiplies in bfloat16 faster than in float32."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported()
+    # Without these instructions a CPU emulates bfloat16 and is slower than in float32.
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+@contextmanager
+def low_precision(enabled: bool, device: torch.device) -> Iterator[None]:
+    """bfloat16 in the convolutions and products inside, where `enabled`."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=False):
+        yield
+
+
+class Residual(nn.Module):
+    """x + W3(act(W2(act(W1 x)))): 1x1 expand by two, grouped 3x3, 1x1, no normalisation.
+
+    After R3GAN (Huang et al. 2024). The last convolution starts at zero, so a deep stack starts as
+    the identity; the others are scaled by depth^(-1/4).
+    """
+
+    def __init__(self, width: int, depth: int, *, group: int = 16) -> None:
+        super().__init__()
+        inner = 2 * width
+        self.expand = convolution(width, inner, 1, depth=depth)
+        self.mix = convolution(inner, inner, 3, depth=depth, groups=max(1, inner // group))
+        self.reduce = nn.Conv2d(inner, width, 1, bias=False)
+        nn.init.zeros_(self.reduce.weight)
+        self.bias1 = nn.Parameter(torch.zeros(inner))
+        self.bias2 = nn.Parameter(torch.zeros(inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = activate(self.expand(x), self.bias1)
+        y = activate(self.mix(y), self.bias2)
+        return x + self.reduce(y)
+
+
+def convolution(
+    inputs: int, outputs: int, kernel: int, *, depth: int = 1, groups: int = 1
+) -> nn.Conv2d:
+    """A convolution without bias, normal with fan-in variance and a gain that falls with depth."""
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
+    gain = math.sqrt(2 / (1 + 0.2**2)) * depth**-0.25
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(inputs // groups * kernel * kernel))
+    return layer
+
+
+def activate(x: Tensor, bias: Tensor) -> Tensor:
+    """Biased leaky ReLU; its gain sits in the weights."""
+    return F.leaky_relu(x + bias.to(x.dtype).view(1, -1, 1, 1), 0.2)
+
+
+def smooth_up(x: Tensor) -> Tensor:
+    """Twice the height and width, bilinear: zeros inserted and filtered by [1, 3, 3, 1]."""
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def smooth_down(x: Tensor) -> Tensor:
+    """Half the height and width: the mean of each 2x2 square."""
+    return F.avg_pool2d(x, 2)
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 (He et al. 2016) for small images: 3x3 stem, no pooling before the stages.
+
+    From 112 pixels on, the stem halves the image twice, as the original does.
+    Its batch normalisation sees the rows of its own worker only; the loop averages the running
+    statistics over the workers.
+    """
+
+    def __init__(self, channels: int, outputs: int, *, width: int = 64, size: int = 28) -> None:
+        super().__init__()
+        large = size >= 112
+        self.stem = nn.Conv2d(channels, width, 3, 2 if large else 1, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.pool = nn.MaxPool2d(3, 2, 1) if large else nn.Identity()
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(_Basic(a, b, 1 if stage == 0 else 2), _Basic(b, b, 1))
+                for stage, (a, b) in enumerate(pairwise(widths))
+            )
+        )
+        self.head = nn.Linear(8 * width, outputs)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, 8 * width) means of the last feature maps."""
+        x = self.pool(F.relu(self.norm(self.stem(x))))
+        return self.stages(x).float().mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+class _Basic(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.short: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.short = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.norm1(self.conv1(x)))
+        return F.relu(self.norm2(self.conv2(y)) + self.short(x))

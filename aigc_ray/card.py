@@ -1,0 +1,108 @@
+"""The model card: what a model is for, what it must not be used for, how it fared."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+NO_DEVICE = "This is not a medical device."
+FORBIDDEN = (
+    "It must not be used to diagnose, treat, triage or advise a person, nor as the only ground of "
+    "any decision about a patient; what it generates must not enter a patient's record."
+)
+PHANTOMS = (
+    "The training images are phantoms drawn by the program, not images of patients: what is "
+    "measured here says nothing about patients."
+)
+
+
+def card(model: Mapping[str, Any]) -> str:
+    """Markdown made from a model.json; keys that are absent leave their part out or unknown."""
+    data = model.get("data") or {}
+    parts = [
+        f"# {_text(model.get('task') or 'A model')}",
+        PHANTOMS if data.get("synthetic") else "",
+        f"**{NO_DEVICE}** {FORBIDDEN}",
+        _section(
+            "Intended use", _text(model.get("intended_use") or "Research on the method only.")
+        ),
+        _section("How it fared", _metrics(model.get("metrics") or {}), _seeds(model)),
+        _section("Calibration", _calibration(model.get("calibration"))),
+        _section("Data", _data(data)),
+        _section("Training", _facts(model.get("training") or {})),
+        _section("Limits", _limits(model.get("limits") or [])),
+        _section("Origin", _facts(_origin(model))),
+        "The schema and the full configuration are in model.json.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(title: str, *paragraphs: str) -> str:
+    text = "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+    return f"## {title}\n\n{text}" if text else ""
+
+
+def _metrics(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """One row a metric, one column a split."""
+    splits = [split for split, values in metrics.items() if values]
+    if not splits:
+        return "It was not evaluated."
+    names = dict.fromkeys(name for split in splits for name in metrics[split])
+    rows: list[list[Any]] = [["metric", *splits], ["---"] * (len(splits) + 1)]
+    rows += [[name, *(metrics[split].get(name) for split in splits)] for name in names]
+    return "\n".join(f"| {' | '.join(_text(cell) for cell in row)} |" for row in rows)
+
+
+def _seeds(model: Mapping[str, Any]) -> str:
+    seeds = model.get("seeds")
+    if seeds in (None, []):
+        return ""
+    seeds = seeds if isinstance(seeds, list) else [seeds]
+    return f"Seeds: {', '.join(map(_text, seeds))}."
+
+
+def _calibration(calibration: Any) -> str:
+    if calibration is None:
+        return "It is not calibrated: do not read its scores as probabilities."
+    return _facts(calibration) if isinstance(calibration, Mapping) else _text(calibration)
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    if not data:
+        return "Unknown."
+    rows = data.get("rows")
+    if isinstance(rows, Mapping):
+        rows = ", ".join(f"{split} {_text(count)}" for split, count in rows.items())
+    known = {
+        "name": data.get("name"),
+        "address": data.get("uri"),
+        "SHA-256 of its manifest": data.get("sha256"),
+        "rows": rows,
+        "licence": data.get("licence"),
+        "note": data.get("note"),
+    }
+    return _facts(known)
+
+
+def _limits(limits: Any) -> str:
+    texts = [_text(limit) for limit in (limits if isinstance(limits, list) else [limits])]
+    # The sentence stands above, once.
+    return "\n".join(f"- {text}" for text in texts if text != NO_DEVICE)
+
+
+def _origin(model: Mapping[str, Any]) -> dict[str, Any]:
+    return {"created": model.get("created"), "code version": model.get("code_version")}
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    known = [(name, value) for name, value in facts.items() if value is not None]
+    return "\n".join(f"- {str(name).replace('_', ' ')}: {_text(value)}" for name, value in known)
+
+
+def _text(value: Any) -> str:
+    """A value on one line, safe in a table's cell."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,0 +1,132 @@
+"""What serving loads: a task with its schema, one or more members, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aigc_ray import config, manifest, noise, storage
+from aigc_ray.errors import UserError
+from aigc_ray.schema import Schema
+from aigc_ray.task import Batch, Draw, Item, Networks, Record, Shortfall, Task, stack
+from aigc_ray.tasks import task_class
+
+WEIGHTS = "weights.safetensors"
+
+
+class Model:
+    """A trained task, ready to recognise and to generate.
+
+    Args:
+        task: with the schema it was trained on.
+        members: an ensemble; `recognise` averages over it, the first one generates.
+        info: the contents of model.json.
+        sha256: the hash that identifies the folder it was read from.
+    """
+
+    def __init__(
+        self, task: Task, members: Sequence[Networks], info: dict[str, Any], sha256: str = ""
+    ) -> None:
+        self.task, self.info, self.sha256 = task, info, sha256
+        self.members = [member.eval().requires_grad_(False) for member in members]
+
+    @classmethod
+    def open(cls, folder: Path) -> Model:
+        """Read a model's folder after its hashes are checked."""
+        from safetensors.torch import load_file
+
+        sealed = manifest.verify(folder)
+        info = storage.read_json(str(folder / "model.json"))
+        task = restore(info)
+        weights = load_file(str(folder / WEIGHTS))
+        members = []
+        for number in range(info["members"]):
+            networks = task.networks()
+            prefix = f"{number}."
+            own = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+            networks.load_state_dict(own)
+            members.append(networks)
+        return cls(task, members, info, manifest.sha256_of(sealed))
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    # --- tensors in, tensors out ------------------------------------------------------------
+
+    @torch.inference_mode()
+    def recognise(self, batch: Batch) -> dict[str, Tensor]:
+        """The members' mean prediction, and where there are several their spread."""
+        every = [self.task.recognise(member, batch) for member in self.members]
+        together = {name: torch.stack([one[name] for one in every]) for name in every[0]}
+        mean = {name: value.mean(0) for name, value in together.items()}
+        if len(every) > 1:
+            mean |= {f"{name}_spread": value.std(0) for name, value in together.items()}
+        return mean
+
+    @torch.inference_mode()
+    def draw(self, condition: Batch) -> Draw:
+        return self.task.draw(self.members[0], condition)
+
+    # --- requests in, answers out -----------------------------------------------------------
+
+    def parse(self, item: Any) -> Record:
+        """One item of a request: a mapping, or the path of a file."""
+        if isinstance(item, (str, Path)):
+            path = str(item)
+            item = {"file": storage.read_bytes(path, limit=64 << 20), "filename": path}
+        if not isinstance(item, Mapping):
+            raise UserError(f"an item is an object with named fields or a path; got {item!r}")
+        return self.task.parse(item)
+
+    def answer(self, records: Sequence[Record]) -> list[dict[str, Any]]:
+        """One answer a record; what a row is answered does not depend on its neighbours."""
+        if not records:
+            return []
+        row = noise.keys(0, torch.arange(len(records)))
+        batch = self.task.encode(stack(records), row)
+        predicted = {name: value.numpy() for name, value in self.recognise(batch).items()}
+        return [
+            self.task.answer({name: value[number] for name, value in predicted.items()})
+            for number in range(len(records))
+        ]
+
+    def predict(self, items: Iterable[Any]) -> list[dict[str, Any]]:
+        """Answers for paths or items, in their order. A bad one is refused by its number."""
+        records = []
+        for number, item in enumerate(items):
+            try:
+                records.append(self.parse(item))
+            except UserError as fault:
+                raise UserError(f"item {number}: {fault}") from None
+        return [
+            a for start in range(0, len(records), 64) for a in self.answer(records[start:][:64])
+        ]
+
+    def generate(self, **request: Any) -> list[Item | Shortfall]:
+        """Samples as the task's request form asks for them, e.g. generate(n=8, seed=1)."""
+        return list(self.task.generate(self, request))
+
+
+def restore(info: Mapping[str, Any]) -> Task:
+    """The task, configured and with its schema, from a model's or a checkpoint's description."""
+    task = task_class(info["task"])(schema=Schema.from_json(info["schema"]))
+    return config.override(task, info["configuration"])
+
+
+def write(folder: Path, members: Sequence[Mapping[str, Tensor]], info: dict[str, Any]) -> None:
+    """A model's folder, before the registry adds the card and seals it."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        f"{number}.{name}": tensor.contiguous()
+        for number, member in enumerate(members)
+        for name, tensor in member.items()
+    }
+    save_file(tensors, str(folder / WEIGHTS))
+    storage.write_json(str(folder / "model.json"), info | {"members": len(members)})

@@ -1,0 +1,166 @@
+"""The whole way once: data, ingestion, training, evaluation, registry, serving, a request."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from aigc_ray import catalogue, cluster, registry, serving, storage
+from aigc_ray.ingest import ingest, load_manifest
+from aigc_ray.tasks import task_class
+from aigc_ray.tasks.diagnosis import phantoms
+from aigc_ray.train import train
+
+# What fits into six minutes of two cores; `aigc-ray train` without settings trains for longer.
+SETTINGS = {"num_workers": 2, "steps": 600, "validate_every": 100}
+WORKERS = 2
+BUCKET = "aigc-quickstart"
+
+
+def quickstart(*, s3: bool = False, leave: bool = False, port: int = 8000) -> dict[str, Any] | None:
+    """From nothing to a served model.
+
+    Args:
+        s3: keep everything in a bucket of an S3 server on the loopback address.
+        leave: end after the first answered requests; else serve until Ctrl-C.
+
+    Returns:
+        The seconds of each phase, metrics, answer and addresses, where it `leave`s.
+    """
+    began = time.monotonic()
+    seconds: dict[str, float] = {}
+
+    def done(phase: str, told: str) -> None:
+        seconds[phase] = round(time.monotonic() - began - sum(seconds.values()), 1)
+        print(f"[{seconds[phase]:6.1f} s] {phase}: {told}", file=sys.stderr)
+
+    with ExitStack() as stack:
+        stack.enter_context(_ended_by_sigterm())
+        if s3:
+            stack.enter_context(_bucket())
+        source, synthetic = _source()
+        done("data", f"{source.name}{' (phantoms drawn by this program)' if synthetic else ''}")
+        stack.enter_context(cluster.session(cpus=WORKERS + 2))
+        data = storage.join(storage.home(), "data", source.stem)
+        ingest(task_class("diagnosis")(), str(source), data)
+        rows = {name: part["rows"] for name, part in load_manifest(data)["splits"].items()}
+        done("ingest", f"{rows} images in {data}")
+        summary = train("diagnosis", data, SETTINGS)
+        metrics = summary["metrics"]["test"]
+        done("train", f"{summary['model']}, test split {_told(metrics)}")
+        registry.promote(summary["model"])
+        done("promote", f"diagnosis@production is {summary['model']}")
+        stack.callback(serving.run(port=port, block=False))
+        address = f"http://127.0.0.1:{port}"
+        done("serve", address)
+        answer = _ask(address, data)
+        done("request", json.dumps(answer["answers"][0] if "answers" in answer else answer))
+        total = round(time.monotonic() - began, 1)
+        report = summary["report"]
+        print(f"the page    {address}\nthe report  {report}\nin {total} s", file=sys.stderr)
+        if leave:
+            return {
+                "seconds": {**seconds, "total": total},
+                "metrics": summary["metrics"],
+                "synthetic": synthetic,
+                "training": summary["training"],
+                "answer": answer,
+                "page": address,
+                "report": report,
+            }
+        print("Ctrl-C ends it", file=sys.stderr)
+        while True:
+            time.sleep(3600)
+
+
+def _told(metrics: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+
+
+def _source() -> tuple[Path, bool]:
+    """PneumoniaMNIST, or phantoms where it cannot be had."""
+    try:
+        return catalogue.fetch("pneumoniamnist", timeout=10.0), False
+    except catalogue.Unreachable as fault:
+        print(f"{fault}; training on phantoms instead", file=sys.stderr)
+    path = storage.cache() / "phantoms.npz"
+    phantoms.write(path)
+    return path, True
+
+
+def _ask(address: str, data: str) -> dict[str, Any]:
+    """The served model's answer for the first image of the test split."""
+    import torch
+
+    from aigc_ray import rows
+    from aigc_ray.schema import Schema
+    from aigc_ray.tasks.diagnosis.data import encode, png
+
+    facts = load_manifest(data)
+    first = next(rows.scan(data, facts, "test", ["image"]))
+    batch = encode(first, torch.zeros(len(first["image"])), Schema.from_json(facts["schema"]))
+    image = base64.b64encode(png(batch.value["image"][0])).decode()
+    request = urllib.request.Request(
+        f"{address}/v1/diagnosis/predict",
+        json.dumps({"items": [{"image": image}]}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    if token := os.environ.get("AIGC_TOKEN"):
+        request.add_header("Authorization", f"Bearer {token}")
+    with urllib.request.urlopen(request, timeout=60) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """A polite end, as Ctrl-C is one."""
+
+    def end(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _bucket() -> Iterator[None]:
+    """An S3 server on the loopback address, with the home in a bucket of it."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    changes = {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "quickstart",
+        "AWS_SECRET_ACCESS_KEY": "quickstart",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AIGC_HOME": f"s3://{BUCKET}/home",
+    }
+    before = {name: os.environ.get(name) for name in changes}
+    os.environ.update(changes)
+    try:
+        import boto3
+
+        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        yield
+    finally:
+        server.stop()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,73 @@
+"""What a data set's columns are and which parts they play.
+
+Whatever is learned from the data (the names of the classes, the size of the images) is kept here,
+and so reaches serving inside the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from aigc_ray.errors import UserError
+
+Kind = Literal["image", "category", "labels", "number", "text"]
+Part = Literal["generated", "condition", "input", "target"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One column: its kind, the shape of a row of it in a `Batch`, and the parts it plays.
+
+    A `category` has one of `values`, encoded as its index (shape ()); `labels` has any number of
+    them, encoded as zeros and ones (shape (len(values),)); an `image` has shape (channels, height,
+    width) and values in [-1, 1].
+    """
+
+    name: str
+    kind: Kind
+    parts: tuple[Part, ...]
+    shape: tuple[int, ...] = ()
+    values: tuple[str, ...] = ()
+
+    def index(self, value: object) -> int:
+        """The position of a category's value."""
+        try:
+            return self.values.index(str(value))
+        except ValueError:
+            known = ", ".join(self.values)
+            raise UserError(f"{self.name} is one of {known}; got {value!r}") from None
+
+    def to_json(self) -> dict[str, Any]:
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Field:
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        return cls(**plain)
+
+
+@dataclass(frozen=True)
+class Schema:
+    """The fields of a data set, in a fixed order."""
+
+    fields: tuple[Field, ...] = ()
+
+    def __getitem__(self, name: str) -> Field:
+        for field in self.fields:
+            if field.name == name:
+                return field
+        known = ", ".join(field.name for field in self.fields) or "none"
+        raise UserError(f"the schema has no field {name!r}; its fields are {known}")
+
+    def part(self, part: Part) -> Iterator[Field]:
+        """The fields that play this part."""
+        return (field for field in self.fields if part in field.parts)
+
+    def to_json(self) -> list[dict[str, Any]]:
+        return [field.to_json() for field in self.fields]
+
+    @classmethod
+    def from_json(cls, data: list[dict[str, Any]]) -> Schema:
+        return cls(tuple(Field.from_json(item) for item in data))

@@ -1,0 +1,1 @@
+"""One HTTP ingress, and behind it one application for each task."""

@@ -1,0 +1,123 @@
+"""What /openapi.json says beyond the signatures: bodies are read by hand, so that they can be
+refused in our own words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aigc_ray.serve.problems import MEDIA_TYPE
+
+_PROBLEM_SCHEMA = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string", "description": "one sentence: what is wrong, what is right"},
+        "item": {"type": "integer", "description": "number of the item, from 0"},
+        "field": {"type": "string"},
+    },
+}
+PROBLEM: dict[str, Any] = {
+    "description": "A problem document (RFC 9457)",
+    "content": {MEDIA_TYPE: {"schema": _PROBLEM_SCHEMA}},
+}
+_STATUSES = {
+    400: "The body cannot be read",
+    401: "The token is missing or wrong",
+    404: "The task is not served",
+    413: "The body is too large",
+    415: "The body is of another type",
+    422: "An item or a field is not acceptable",
+    429: "Too much at once; Retry-After says when to come back",
+    503: "The task is down; Retry-After says when to come back",
+}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {**PROBLEM, "description": words} for status, words in _STATUSES.items()
+}
+
+_MODEL = {
+    "type": "object",
+    "properties": {
+        "task": {"type": "string"},
+        "version": {"type": "integer", "nullable": True},
+        "sha256": {"type": "string"},
+    },
+}
+
+
+def _answer(items: str, **more: Any) -> dict[str, Any]:
+    properties = {"model": _MODEL, "items": _list(items), **more}
+    return {"type": "object", "properties": properties}
+
+
+def _list(description: str) -> dict[str, Any]:
+    return {"type": "array", "items": {"type": "object"}, "description": description}
+
+
+PREDICT: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["items"],
+                    "properties": {
+                        "items": _list('1 to 64, e.g. {"image": a PNG, JPEG or TIFF in base64}'),
+                        "explain": {"type": "boolean", "default": False},
+                    },
+                }
+            },
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {
+                        "file": {"type": "array", "items": {"type": "string", "format": "binary"}}
+                    },
+                }
+            },
+        },
+    },
+    "responses": {
+        "200": {
+            "description": "The model and an answer for each item, in their order",
+            "content": {"application/json": {"schema": _answer("one an item")}},
+        }
+    },
+}
+
+GENERATE: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "properties": {
+                        "n": {"type": "integer", "default": 1, "minimum": 1},
+                        "seed": {"type": "integer", "default": 0, "minimum": 0},
+                        "class": {"type": "string", "description": "diagnosis: one of its classes"},
+                    },
+                }
+            }
+        },
+    },
+    "responses": {
+        "200": {
+            "description": "The model, the samples with their seeds, and what could not be made",
+            "content": {
+                "application/json": {
+                    "schema": _answer(
+                        "samples; files in base64", shortfall=_list("what is missing")
+                    )
+                },
+                "application/x-ndjson": {
+                    "schema": {"type": "object", "description": "one sample a line"}
+                },
+            },
+        }
+    },
+}

@@ -1,0 +1,189 @@
+// The page: what is served, one image recognised, images generated. No framework, no outside parts.
+"use strict";
+
+const at = (id) => document.getElementById(id);
+let served = [];          // what /v1/models says is served
+let asked = 0;            // number of the latest prediction: an older answer is not shown
+
+function element(name, text, attributes = {}) {
+  const made = document.createElement(name);
+  if (text !== undefined) made.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  return made;
+}
+
+// An answer as JSON, or an Error with the problem document's own words.
+async function call(path, options = {}) {
+  const token = sessionStorage.getItem("token");
+  const headers = { ...options.headers, ...(token ? { Authorization: `Bearer ${token}` } : {}) };
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch {
+    throw new Error("The service does not answer. Is it still running?");
+  }
+  if (response.status === 401) {
+    sessionStorage.removeItem("token");
+    at("token-form").hidden = false;
+    at("token").focus();
+  }
+  const body = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Error(body.detail || `The service answered ${response.status}.`);
+  return body;
+}
+
+function complain(place, error) {
+  place.replaceChildren(element("p", error.message, { class: "error", role: "alert" }));
+}
+
+const version = (model) => `${model.task}, ` +
+  (model.version === null ? "unregistered" : `version ${model.version}`) +
+  `, ${model.sha256.slice(0, 12)}`;
+const task = () => served.find((one) => one.task === at("task").value);
+
+// --- what is served ---------------------------------------------------------------------------
+
+async function look() {
+  try {
+    const found = await call("/v1/models");
+    served = found.serving.filter((one) => !one.problem);
+    const down = found.serving.filter((one) => one.problem).map((one) => one.problem.detail);
+    at("task").replaceChildren(...served.map((one) => element("option", one.task)));
+    at("task-choice").hidden = served.length < 2;
+    document.querySelector("main").hidden = served.length === 0;
+    if (served.length) show();
+    if (down.length || !served.length) {
+      at("served").textContent = down.join("; ") || "No task is served.";
+      setTimeout(look, 5000);
+    }
+  } catch (error) {
+    at("served").textContent = error.message;
+    if (at("token-form").hidden) setTimeout(look, 5000);
+  }
+}
+
+function show() {
+  const model = task();
+  at("served").textContent = version(model);
+  at("synthetic").hidden = !model.synthetic;
+  const choices = model.classes.map((name) => element("option", name, { value: name }));
+  at("class").replaceChildren(element("option", "each in turn", { value: "" }), ...choices);
+  for (const id of ["result", "made", "gallery"]) at(id).replaceChildren();
+  at("preview").hidden = true;
+}
+
+at("task").addEventListener("change", show);
+at("token-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  sessionStorage.setItem("token", at("token").value.trim());
+  at("token").value = "";
+  at("token-form").hidden = true;
+  look();
+});
+
+// --- an image is recognised ---------------------------------------------------------------------
+
+async function recognise(file) {
+  const number = ++asked;
+  preview(file);
+  at("result").replaceChildren(element("p", "Looking at it …"));
+  const form = new FormData();
+  form.append("file", file, file.name || "pasted.png");
+  try {
+    const answer = await call(`/v1/${task().task}/predict`, { method: "POST", body: form });
+    if (number === asked) tell(answer.items[0], answer.model);
+  } catch (error) {
+    if (number === asked) complain(at("result"), error);
+  }
+}
+
+function preview(file) {
+  const image = at("preview-image");
+  URL.revokeObjectURL(image.src);
+  image.onerror = () => { image.hidden = true; };  // a browser cannot show TIFF
+  image.hidden = false;
+  image.alt = `The image that was sent: ${file.name || "pasted"}`;
+  image.src = URL.createObjectURL(file);
+  at("preview-name").textContent = file.name || "pasted";
+  at("preview").hidden = false;
+}
+
+function tell(item, model) {
+  const label = item.label ?? (item.labels.join(", ") || "none of the labels");
+  const bars = element("dl", undefined, { class: "bars" });
+  const ordered = Object.entries(item.probabilities).sort((a, b) => b[1] - a[1]);
+  for (const [name, probability] of ordered) {
+    bars.append(
+      element("dt", name),
+      element("dd", `${(100 * probability).toFixed(1)} %`),
+      element("progress", undefined, { value: probability, max: 1, "aria-label": name }),
+    );
+  }
+  at("result").replaceChildren(
+    element("p", label, { class: "label" }),
+    bars,
+    element("p", `Answered by ${version(model)}`, { class: "model" }),
+  );
+}
+
+at("file").addEventListener("change", () => {
+  if (at("file").files.length) recognise(at("file").files[0]);
+  at("file").value = "";  // so that the same file can be chosen again
+});
+for (const name of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(name, (event) => {
+    event.preventDefault();  // else the browser opens the file in place of the page
+    at("drop").classList.toggle("over", name === "dragover");
+    if (name === "drop" && event.dataTransfer.files.length && task()) {
+      recognise(event.dataTransfer.files[0]);
+    }
+  });
+}
+document.addEventListener("paste", (event) => {
+  const files = event.clipboardData.files;
+  if (files.length && task()) recognise(files[0]);
+});
+
+// --- images are generated -----------------------------------------------------------------------
+
+at("generate").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const button = event.target.querySelector("button");
+  const request = { n: Number(at("n").value), seed: Number(at("seed").value) };
+  if (at("class").value) request.class = at("class").value;
+  button.disabled = true;
+  at("made").replaceChildren(element("p", "Drawing …"));
+  try {
+    const answer = await call(`/v1/${task().task}/generate`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: JSON.stringify(request),
+    });
+    at("gallery").replaceChildren(...answer.items.map(sample));
+    const missing = answer.shortfall.map((one) => `; ${one.missing} missing: ${one.reason}`).join("");
+    const made = `${answer.items.length} images by ${version(answer.model)}${missing}`;
+    at("made").replaceChildren(element("p", made, { class: "model" }));
+  } catch (error) {
+    at("gallery").replaceChildren();
+    complain(at("made"), error);
+  } finally {
+    button.disabled = false;
+  }
+});
+
+function sample(item) {
+  const names = [item.class].flat().join(", ") || "no label";
+  const figure = element("figure");
+  figure.append(
+    element("img", undefined, {
+      src: `data:image/png;base64,${item.image}`,
+      alt: `Generated: ${names}, number ${item.number} of seed ${item.seed}`,
+    }),
+    element("figcaption", `${names}, seed ${item.seed}, no. ${item.number}`),
+  );
+  const place = element("li");
+  place.append(figure);
+  return place;
+}
+
+look();

@@ -1,0 +1,197 @@
+"""The one contract between a kind of medical data and everything else.
+
+A task says what its data are, which networks play, which losses each of them lowers, and how a
+sample is read, encoded, drawn, recognised and answered. The loop, the workers, the registry and
+the server know a task only through this file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
+
+import numpy as np
+from torch import Tensor, nn
+
+from aigc_ray.losses import Mean
+from aigc_ray.schema import Schema
+
+if TYPE_CHECKING:
+    from aigc_ray.model import Model
+
+Networks = nn.ModuleDict  # "generator", "critic", "recogniser": those the task has
+Record = dict[str, Any]  # one row: field name -> plain value or array; None where it is missing
+Columns = Mapping[str, np.ndarray]  # rows side by side, as the Parquet shards hold them
+Source = dict[
+    str, Any
+]  # a piece of work for `read`: JSON-safe, names a file and what is known of it
+Item = dict[str, Any]  # one generated sample with its seed; `bytes` values are files
+
+
+class Reject(NamedTuple):
+    """A row that was set aside, and why."""
+
+    source: str
+    reason: str
+
+
+class Shortfall(NamedTuple):
+    """Samples that were asked for and not made, and why."""
+
+    missing: int
+    reason: str
+
+
+class Batch(NamedTuple):
+    """A set of examples, as the loop sees them."""
+
+    value: dict[str, Tensor]  # (B, *field.shape) each
+    known: dict[str, Tensor]  # bool (B,); False where the value is missing or censored
+    weight: Tensor  # (B,); the row's share in every mean, 0 for padding
+    row: Tensor  # (B,) int64 key that seeds the row's noise and augmentation (`noise.keys`)
+
+    def to(self, device: str) -> Batch:
+        return Batch(
+            {name: value.to(device, non_blocking=True) for name, value in self.value.items()},
+            {name: known.to(device, non_blocking=True) for name, known in self.known.items()},
+            self.weight.to(device, non_blocking=True),
+            self.row.to(device, non_blocking=True),
+        )
+
+
+class Draw(NamedTuple):
+    """Generated samples, with the conditions they were drawn under."""
+
+    value: dict[str, Tensor]
+    log_probability: Tensor | None  # None: learn through the gradient; else through weights
+
+
+class Step(NamedTuple):
+    """What a loss may ask of the loop."""
+
+    mean: Mean
+    progress: float  # share of the stage's steps done, 0 to 1; schedules hang on it
+    strength: float  # of the augmentation, 0 to 1
+    log: Callable[[str, Tensor], None]  # a figure for the progress line
+
+
+class Optimizer(NamedTuple):
+    """AdamW's settings for one player; the rate falls on a cosine to `final` of itself."""
+
+    learning_rate: float
+    betas: tuple[float, float] = (0.0, 0.9)
+    weight_decay: float = 0.0
+    final: float = 0.25
+    # Where a true gradient is zero, Adam makes steps of the rounding error in it, which differs
+    # with the number of workers. An epsilon well above that error keeps them together.
+    epsilon: float = 1e-7
+
+
+Loss = Callable[[Networks, Batch, Draw | None, Step], Tensor]
+
+
+class Player(NamedTuple):
+    """One network's update in a step."""
+
+    network: str
+    loss: Loss
+    optimizer: Optimizer
+
+
+class Stage(NamedTuple):
+    """A stretch of training with the same players, e.g. likelihood, then adversarial."""
+
+    name: str
+    steps: int
+    players: tuple[Player, ...]  # in the order of their updates
+    refresh: int = 1  # steps a pool of samples is used for: 1 for images, hundreds for molecules
+    # (networks, training batch, held-back batch, their draw, step) -> how far the critic knows
+    # its training rows by heart, 0 to 1; steers the strength of the augmentation towards .5
+    overfitting: Callable[[Networks, Batch, Batch, Draw, Step], Tensor] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC):
+    """One kind of medical data: a frozen configuration with what it learned from a data set."""
+
+    name: ClassVar[str]
+    objective: ClassVar[tuple[str, Literal["min", "max"]]]  # validation metric that chooses
+    chosen: ClassVar[tuple[str, ...]]  # networks kept from its best moment; the rest, from the last
+
+    schema: Schema = Schema()
+
+    # --- data -------------------------------------------------------------------------------
+
+    @abstractmethod
+    def survey(self, uri: str) -> tuple[Self, list[Source]]:
+        """Look at a source without reading it all: this task with its schema, and the work."""
+
+    @abstractmethod
+    def read(self, source: Source) -> Iterator[Record | Reject]:
+        """The records of one piece of work; a bad one becomes a `Reject`, never an exception."""
+
+    @abstractmethod
+    def parse(self, item: Mapping[str, Any]) -> Record:
+        """One item of a request (an upload's bytes under "file", or JSON) as a record.
+
+        Raises `UserError` that names the field and what would be right.
+        """
+
+    @abstractmethod
+    def encode(self, columns: Columns, row: Tensor) -> Batch:
+        """Rows as tensors: the same in training and in serving. Absent columns are not known."""
+
+    # --- learning ---------------------------------------------------------------------------
+
+    @abstractmethod
+    def networks(self) -> Networks: ...
+
+    @abstractmethod
+    def stages(self) -> tuple[Stage, ...]: ...
+
+    def space(self) -> dict[str, tuple[Any, ...]]:
+        """What a sweep searches where it is not told: setting -> ("log" or "linear", low, high) or
+        ("choice", value, ...)."""
+        return {}
+
+    @abstractmethod
+    def draw(self, networks: Networks, condition: Batch) -> Draw:
+        """One sample a row, with noise from `condition.row`."""
+
+    # --- answers ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def recognise(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """Predictions, (B, ...) each: only what may be averaged over an ensemble."""
+
+    @abstractmethod
+    def score(self, networks: Networks, batch: Batch, target: Tensor) -> Tensor:
+        """(B,), differentiable in the inputs: what an explanation explains."""
+
+    @abstractmethod
+    def answer(self, prediction: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """One row's averaged prediction as JSON."""
+
+    @abstractmethod
+    def generate(self, model: Model, request: Mapping[str, Any]) -> Iterator[Item | Shortfall]:
+        """Samples as a request asks for them; raises `UserError` for a request that cannot be."""
+
+    @abstractmethod
+    def evaluate(self, model: Model, data: Iterable[Batch]) -> dict[str, float]:
+        """Metrics on held-back rows, the objective among them."""
+
+    @abstractmethod
+    def sample(self, model: Model) -> bytes:
+        """A PNG of what the generator makes, the same noise each time."""
+
+    @abstractmethod
+    def pictures(self, model: Model, data: Iterable[Batch]) -> Iterator[tuple[str, bytes]]:
+        """(caption, PNG) pairs by which a person judges a model."""
+
+
+def stack(records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """Records as columns; a field that any record lacks is left out."""
+    names = [name for name in records[0] if all(r.get(name) is not None for r in records)]
+    return {name: np.stack([np.asarray(r[name]) for r in records]) for name in names}

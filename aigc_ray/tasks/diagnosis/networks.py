@@ -1,0 +1,177 @@
+"""The generator, the critic and the recogniser of medical images."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aigc_ray.blocks import Residual, convolution, low_precision, smooth_down, smooth_up
+
+NOISE = 64  # numbers that a generated image is made from
+SIZES = tuple(n for n in range(28, 257) if n % (1 << (n.bit_length() - 3)) == 0)
+_WIDTHS = (128, 96, 64, 48, 32, 32, 32)  # from the coarsest stage on
+
+
+def base_of(size: int) -> int:
+    """The side of the coarsest feature map."""
+    while size >= 8:
+        size //= 2
+    return size
+
+
+class Embedding(nn.Module):
+    """A class, or a set of labels, as a vector; an unknown one as a learned vector."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(classes, width))
+        self.unknown = nn.Parameter(torch.zeros(width))
+
+    def forward(self, label: Tensor, known: Tensor) -> Tensor:
+        if label.dtype == torch.int64:
+            chosen = F.one_hot(label, len(self.table)).to(self.table.dtype) @ self.table
+        else:
+            chosen = label.to(self.table.dtype) @ self.table
+        return torch.where(known[:, None], chosen, self.unknown)
+
+
+class Generator(nn.Module):
+    """(noise (B, 64), label) -> image (B, C, S, S): residual stages from 4..7 pixels up."""
+
+    def __init__(
+        self, channels: int, size: int, classes: int, *, width: float, bf16: bool = False
+    ) -> None:
+        super().__init__()
+        self.bf16 = bf16
+        widths = _widths(size, width)
+        self.embed = Embedding(classes, NOISE)
+        self.gain = nn.Linear(2 * NOISE, widths[0])
+        self.basis = nn.Parameter(torch.randn(widths[0], base_of(size), base_of(size)))
+        self.widen = nn.ModuleList(
+            convolution(a, b, 1) if a != b else nn.Identity() for a, b in pairwise(widths)
+        )
+        self.stages = nn.ModuleList(Residual(w, len(widths)) for w in widths)
+        self.image = convolution(widths[-1], channels, 1)
+
+    def forward(self, noise: Tensor, label: Tensor, known: Tensor) -> Tensor:
+        gain = self.gain(torch.cat([noise, self.embed(label, known)], 1))
+        x = self.basis * gain[:, :, None, None] / math.sqrt(2)
+        x = x.contiguous(memory_format=torch.channels_last)
+        x = self.stages[0](x)
+        for widen, stage in zip(self.widen, self.stages[1:], strict=True):
+            with low_precision(self.bf16, x.device):
+                x = stage(smooth_up(widen(x)))
+        return torch.tanh(self.image(x.float()))
+
+
+class Critic(nn.Module):
+    """(image, label) -> how real the pair looks (B,), and what class the image shows (B, K).
+
+    No layer lets one row see another, so one gradient serves the penalties of a joined batch. The
+    last product has no bias: its true gradient under a relativistic loss is zero, and the optimiser
+    would amplify the rounding error in it until workers drift apart.
+    """
+
+    def __init__(
+        self, channels: int, size: int, classes: int, *, width: float, bf16: bool = False
+    ) -> None:
+        super().__init__()
+        self.bf16 = bf16
+        widths = _widths(size, width)[::-1]
+        self.image = convolution(channels, widths[0], 1)
+        self.stages = nn.ModuleList(Residual(w, len(widths)) for w in widths)
+        self.narrow = nn.ModuleList(
+            convolution(a, b, 1) if a != b else nn.Identity() for a, b in pairwise(widths)
+        )
+        base = base_of(size)
+        self.gather = nn.Parameter(torch.randn(widths[-1], base, base) / base)
+        self.features = nn.Linear(widths[-1], widths[-1], bias=False)
+        self.embed = Embedding(classes, widths[-1])
+        self.head = nn.Linear(widths[-1], classes)
+
+    def forward(self, image: Tensor, label: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.image(image.contiguous(memory_format=torch.channels_last))
+        for stage, narrow in zip(self.stages[:-1], self.narrow, strict=True):
+            with low_precision(self.bf16, x.device):
+                x = narrow(smooth_down(stage(x)))
+        x = self.stages[-1](x.float())
+        x = self.features((x * self.gather).sum((2, 3)))  # a depth-wise convolution of full size
+        logits = (x * self.embed(label, known)).sum(1) / math.sqrt(x.shape[1])
+        return logits, self.head(x)
+
+
+def _widths(size: int, width: float) -> list[int]:
+    count = int(math.log2(size // base_of(size))) + 1
+    return [max(16, 16 * round(w * width / 16)) for w in _WIDTHS[:count]]
+
+
+# --- the founding text's network --------------------------------------------------------------
+
+_CLASSIC = (64, 128, 256, 512, 1024)
+_DENSE = (4096, 1024)
+
+
+class ClassicCritic(nn.Module):
+    """Convolutions of 64 to 1024 channels, each with batch normalisation, LeakyReLU 0.2 and
+    dropout 0.3, then dense layers of 4096 and 1024, as the founding text has it.
+
+    `stride=2` makes it buildable; with the text's stride of 1 the first dense layer alone holds
+    2.75e11 weights at 256 x 256. Batch normalisation couples the rows, so no gradient penalty.
+    """
+
+    def __init__(self, channels: int, size: int, classes: int, *, stride: int = 2) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip((channels, *_CLASSIC[:-1]), _CLASSIC, strict=True):
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, stride, 1),
+                nn.BatchNorm2d(outputs),
+                nn.LeakyReLU(0.2),
+                nn.Dropout(0.3),
+            ]
+            size = (size + stride - 1) // stride
+        self.convolutions = nn.Sequential(*layers)
+        self.dense = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(_CLASSIC[-1] * size * size, _DENSE[0]),
+            nn.LeakyReLU(0.2),
+            nn.Linear(_DENSE[0], _DENSE[1]),
+            nn.LeakyReLU(0.2),
+        )
+        self.embed = Embedding(classes, _DENSE[1])
+        self.head = nn.Linear(_DENSE[1], classes)
+
+    def forward(self, image: Tensor, label: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.dense(self.convolutions(image))
+        logits = (x * self.embed(label, known)).sum(1) / math.sqrt(x.shape[1])
+        return logits, self.head(x)
+
+
+class ClassicGenerator(nn.Module):
+    """The classic critic's convolutions turned round (the founding text names no generator)."""
+
+    def __init__(self, channels: int, size: int, classes: int) -> None:
+        super().__init__()
+        self.size = size
+        self.side = math.ceil(size / 2 ** (len(_CLASSIC) - 1))
+        self.embed = Embedding(classes, NOISE)
+        self.start = nn.Linear(2 * NOISE, _CLASSIC[-1] * self.side**2)
+        layers: list[nn.Module] = []
+        widths = _CLASSIC[::-1]
+        for inputs, outputs in pairwise(widths):
+            layers += [
+                nn.ConvTranspose2d(inputs, outputs, 4, 2, 1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+            ]
+        self.convolutions = nn.Sequential(*layers)
+        self.image = nn.Conv2d(widths[-1], channels, 3, 1, 1)
+
+    def forward(self, noise: Tensor, label: Tensor, known: Tensor) -> Tensor:
+        x = self.start(torch.cat([noise, self.embed(label, known)], 1))
+        x = self.convolutions(x.view(len(x), _CLASSIC[-1], self.side, self.side))
+        return torch.tanh(self.image(x)[:, :, : self.size, : self.size])

@@ -1,0 +1,346 @@
+"""Diagnosis: images of a class are generated, and an image's class is recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aigc_ray import losses, noise
+from aigc_ray.blocks import ResNet18, bf16_pays, low_precision
+from aigc_ray.errors import UserError
+from aigc_ray.model import Model
+from aigc_ray.task import (
+    Batch,
+    Columns,
+    Draw,
+    Item,
+    Networks,
+    Optimizer,
+    Player,
+    Record,
+    Reject,
+    Shortfall,
+    Source,
+    Stage,
+    Step,
+    Task,
+)
+from aigc_ray.tasks.diagnosis import data, metrics
+from aigc_ray.tasks.diagnosis.augment import augment, pad_crop
+from aigc_ray.tasks.diagnosis.networks import (
+    NOISE,
+    SIZES,
+    ClassicCritic,
+    ClassicGenerator,
+    Critic,
+    Generator,
+)
+
+MOST_GENERATED = 10_000  # images in one request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis(Task):
+    """A medical image with a class, or with any number of labels."""
+
+    name: ClassVar[str] = "diagnosis"
+    objective: ClassVar[tuple[str, Literal["min", "max"]]] = ("auc", "max")
+    chosen: ClassVar[tuple[str, ...]] = ("recogniser",)
+
+    size: int | None = None  # pixels a side; None: as the data are, 128 for folders of files
+    channels: int | None = None  # 1 or 3; None: as the data are
+    loss: Literal["relativistic", "classic"] = "relativistic"
+    network: Literal["default", "classic"] = "default"
+    steps: int = 4000
+    width: float = 0.5  # of generator and critic, times 128-96-64-48-32 from the coarsest stage on
+    recogniser_width: int = 32  # channels of ResNet-18's first stage; 64 in the paper
+    penalty: float | None = None  # gamma of R1 and R2; None: the recipe for the size
+    penalty_final: float = 0.1  # share of it that is left at the end
+    class_weight: float = 0.5  # of the critic's class head
+    augmentation: float = 0.6  # strength at most; 0 switches it off
+    flip: bool = False  # whether left and right may be exchanged
+    adversary_rate: float = 2e-4
+    recogniser_rate: float = 1e-3
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.network == "classic" and self.penalty:
+            raise UserError(
+                "task.network=classic has batch normalisation, which excludes gradient penalties; "
+                "set task.penalty=0 or task.network=default"
+            )
+        if self.size is not None and self.size not in SIZES:
+            sizes = ", ".join(map(str, SIZES))
+            raise UserError(f"task.size is one of {sizes}; got {self.size}")
+        if self.channels not in (None, 1, 3):
+            raise UserError(f"task.channels is 1 or 3; got {self.channels}")
+        if self.steps < 1:
+            raise UserError(f"task.steps is at least 1; got {self.steps}")
+
+    # --- data -------------------------------------------------------------------------------
+
+    def survey(self, uri: str) -> tuple[Self, list[Source]]:
+        from dataclasses import replace
+
+        schema, sources = data.survey(uri, size=self.size, channels=self.channels)
+        return replace(self, schema=schema), sources
+
+    def read(self, source: Source) -> Iterator[Record | Reject]:
+        return data.read(source, self.schema)
+
+    def parse(self, item: Mapping[str, Any]) -> Record:
+        return data.parse(item, self.schema)
+
+    def encode(self, columns: Columns, row: Tensor) -> Batch:
+        return data.encode(columns, row, self.schema)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.schema["label"].values
+
+    # --- learning ---------------------------------------------------------------------------
+
+    def _bf16(self, device: str) -> bool:
+        return self.precision == "bf16" or (self.precision == "auto" and bf16_pays(device))
+
+    def networks(self) -> Networks:
+        channels, size, _ = self.schema["image"].shape
+        if size not in SIZES:
+            raise UserError(f"images are {size} pixels wide; ingest them with size=128 or another")
+        classes = len(self.classes)
+        bf16 = self._bf16("cuda" if torch.cuda.is_available() else "cpu")
+        generator: nn.Module
+        critic: nn.Module
+        if self.network == "classic":
+            generator = ClassicGenerator(channels, size, classes)
+            critic = ClassicCritic(channels, size, classes)
+        else:
+            generator = Generator(channels, size, classes, width=self.width, bf16=bf16)
+            critic = Critic(channels, size, classes, width=self.width, bf16=bf16)
+        recogniser = ResNet18(channels, classes, width=self.recogniser_width, size=size)
+        return nn.ModuleDict({"generator": generator, "critic": critic, "recogniser": recogniser})
+
+    def stages(self) -> tuple[Stage, ...]:
+        adversary = Optimizer(self.adversary_rate, betas=(0.0, 0.95))
+        recogniser = Optimizer(self.recogniser_rate, (0.9, 0.999), weight_decay=5e-4, final=0.01)
+        players = (
+            Player("critic", self._critic_loss, adversary),
+            Player("recogniser", self._recogniser_loss, recogniser),
+            Player("generator", self._generator_loss, adversary),
+        )
+        watch = self._overfitting if self.augmentation > 0 else None
+        return (Stage("adversarial", self.steps, players, overfitting=watch),)
+
+    def space(self) -> dict[str, tuple[Any, ...]]:
+        searched: dict[str, tuple[Any, ...]] = {
+            "adversary_rate": ("log", 5e-5, 1e-3),
+            "recogniser_rate": ("log", 3e-4, 3e-3),
+            "augmentation": ("linear", 0.0, 0.8),
+        }
+        if self.network == "default":
+            # The right penalty grows with the images: a range around the recipe for their size.
+            searched["penalty"] = ("log", self.gamma / 5, self.gamma * 5)
+            searched["width"] = ("choice", 0.25, 0.5, 0.75)
+        return searched
+
+    @property
+    def gamma(self) -> float:
+        """Weight of the gradient penalties; grows with the number of pixels (notes of R3GAN)."""
+        if self.penalty is not None or self.network == "classic":
+            return self.penalty or 0.0
+        size = self.schema["image"].shape[1]
+        return 0.5 if size < 56 else 1.5 if size < 112 else 10.0 if size < 192 else 50.0
+
+    def draw(self, networks: Networks, condition: Batch) -> Draw:
+        z = noise.normal(condition.row, "generator", (NOISE,))
+        label = condition.value["label"]
+        image = networks["generator"](z, label, condition.known["label"])
+        return Draw({"image": image, "label": label}, None)
+
+    def _critic_loss(
+        self, networks: Networks, real: Batch, fake: Draw | None, step: Step
+    ) -> Tensor:
+        assert fake is not None
+        critic = networks["critic"]
+        label, known = real.value["label"], real.known["label"]
+        gamma = self.gamma * (1 - (1 - self.penalty_final) * step.progress)
+        images = torch.cat([real.value["image"], fake.value["image"].float()])
+        images.requires_grad_(gamma > 0)
+        strength = min(step.strength, self.augmentation)
+        rows = torch.cat([real.row, real.row + 1])  # real and fake are changed apart
+        seen = augment(images, rows, strength, flip=self.flip, stream="critic")
+        labels, knowns = torch.cat([label, label]), torch.cat([known, known])
+        if self.network == "classic":  # batch statistics of real and fake rows are kept apart
+            real_logits, classes = critic(seen[: len(label)], label, known)
+            fake_logits, _ = critic(seen[len(label) :], label, known)
+        else:
+            logits, classes = critic(seen, labels, knowns)
+            real_logits, fake_logits = logits.chunk(2)
+            classes = classes[: len(label)]
+        if self.loss == "relativistic":
+            loss = losses.relativistic(real_logits, fake_logits, real.weight, step.mean)
+        else:
+            loss = losses.classic_critic(real_logits, fake_logits, real.weight, step.mean)
+        if gamma > 0:
+            penalty = losses.gradient_penalty(logits, images)
+            halves = penalty[: len(label)] + penalty[len(label) :]
+            loss = loss + 0.5 * gamma * step.mean(halves, real.weight)
+        recognition = losses.recognition(classes, label)
+        return loss + self.class_weight * step.mean(recognition, real.weight * known)
+
+    def _generator_loss(
+        self, networks: Networks, real: Batch, fake: Draw | None, step: Step
+    ) -> Tensor:
+        assert fake is not None
+        label, known = real.value["label"], real.known["label"]
+        strength = min(step.strength, self.augmentation)
+        images = augment(
+            fake.value["image"], real.row + 1, strength, flip=self.flip, stream="generator"
+        )
+        logits, _ = networks["critic"](images, label, known)
+        if self.loss == "classic":
+            return losses.classic_generator(logits, real.weight, step.mean)
+        with torch.no_grad():
+            seen = augment(
+                real.value["image"], real.row, strength, flip=self.flip, stream="generator"
+            )
+            real_logits, _ = networks["critic"](seen, label, known)
+        return losses.relativistic(logits, real_logits, real.weight, step.mean)
+
+    def _recogniser_loss(
+        self, networks: Networks, real: Batch, fake: Draw | None, step: Step
+    ) -> Tensor:
+        image = pad_crop(real.value["image"], real.row, flip=self.flip)
+        image = image.contiguous(memory_format=torch.channels_last)
+        with low_precision(self._bf16(image.device.type), image.device):
+            logits = networks["recogniser"](image)
+        loss = losses.recognition(logits, real.value["label"])
+        return step.mean(loss, real.weight * real.known["label"])
+
+    def _overfitting(
+        self, networks: Networks, real: Batch, held_back: Batch, fake: Draw, step: Step
+    ) -> Tensor:
+        """(E D(train) − E D(validation)) / (E D(train) − E D(generated)): 0 when the critic treats
+        rows it never trained on as it treats its own, 1 when it takes them for generated.
+
+        The sign statistic of Karras et al. 2020 means nothing for logits that only differences
+        fix; this ratio, their r_v, does."""
+        critic = networks["critic"]
+        label, known = real.value["label"], real.known["label"]
+        train = critic(real.value["image"], label, known)[0]
+        generated = critic(fake.value["image"].float(), label, known)[0]
+        validation = critic(
+            held_back.value["image"], held_back.value["label"], held_back.known["label"]
+        )[0]
+        on_train = step.mean(train, real.weight)
+        gap = on_train - step.mean(generated, real.weight)
+        return (on_train - step.mean(validation, held_back.weight)) / gap.clamp(min=1e-3)
+
+    # --- answers ----------------------------------------------------------------------------
+
+    def recognise(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        image = batch.value["image"].contiguous(memory_format=torch.channels_last)
+        logits = networks["recogniser"](image)
+        if self.schema["label"].kind == "labels":
+            return {"probability": torch.sigmoid(logits)}
+        return {"probability": torch.softmax(logits, 1)}
+
+    def score(self, networks: Networks, batch: Batch, target: Tensor) -> Tensor:
+        logits: Tensor = networks["recogniser"](batch.value["image"])
+        return logits.gather(1, target[:, None])[:, 0]
+
+    def answer(self, prediction: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        probability = prediction["probability"]
+        named = {
+            name: round(float(p), 6) for name, p in zip(self.classes, probability, strict=True)
+        }
+        if self.schema["label"].kind == "labels":
+            present = [name for name, p in named.items() if p >= 0.5]
+            return {"labels": present, "probabilities": named}
+        return {"label": self.classes[int(probability.argmax())], "probabilities": named}
+
+    def generate(self, model: Model, request: Mapping[str, Any]) -> Iterator[Item | Shortfall]:
+        """Images as PNG files. A request holds `n`, `seed`, and `class` (a name, or for several
+        labels a list of names; without it classes take turns)."""
+        unknown = set(request) - {"n", "seed", "class"}
+        if unknown:
+            raise UserError(f"generate takes n, seed and class; got {', '.join(sorted(unknown))}")
+        n, seed = _whole(request, "n", 1, 1, MOST_GENERATED), _whole(request, "seed", 0, 0, 2**63)
+        labels = self._labels(request.get("class"), n)
+        for start in range(0, n, 64):
+            chosen = labels[start : start + 64]
+            numbers = torch.arange(start, start + len(chosen))
+            batch = self._condition(chosen, noise.keys(seed, numbers))
+            images = model.draw(batch).value["image"]
+            for offset, image in enumerate(images):
+                item: Item = {"seed": seed, "number": start + offset}
+                item["class"] = self._names(chosen[offset])
+                yield item | {"image": data.png(image)}
+
+    def _condition(self, labels: Tensor, row: Tensor) -> Batch:
+        weight = torch.ones(len(labels))
+        return Batch({"label": labels}, {"label": weight > 0}, weight, row)
+
+    def _labels(self, wanted: Any, n: int) -> Tensor:
+        field = self.schema["label"]
+        if field.kind == "labels":
+            if isinstance(wanted, str):
+                wanted = [wanted]
+            chosen = [field.index(name) for name in wanted or []]
+            return (
+                F.one_hot(torch.tensor(chosen, dtype=torch.long), len(field.values))
+                .sum(0)[None]
+                .float()
+                .expand(n, -1)
+            )
+        if wanted is None:
+            return torch.arange(n) % len(field.values)
+        return torch.full((n,), field.index(wanted))
+
+    def _names(self, label: Tensor) -> Any:
+        if label.dim() == 0:
+            return self.classes[int(label)]
+        return [name for name, here in zip(self.classes, label, strict=True) if here > 0.5]
+
+    def evaluate(self, model: Model, batches: Iterable[Batch]) -> dict[str, float]:
+        probability, label = _predictions(model, batches)
+        return metrics.recognition(probability, label)
+
+    def sample(self, model: Model) -> bytes:
+        field = self.schema["label"]
+        if field.kind == "labels":
+            labels = torch.eye(len(field.values)).repeat_interleave(8, 0)[:64]
+        else:
+            labels = torch.arange(len(field.values)).repeat_interleave(8)[:64]
+        row = noise.keys(0, torch.arange(len(labels)))
+        return data.grid(model.draw(self._condition(labels, row)).value["image"], 8)
+
+    def pictures(self, model: Model, batches: Iterable[Batch]) -> Iterator[tuple[str, bytes]]:
+        batches = list(batches)
+        real = torch.cat([batch.value["image"] for batch in batches[:2]])[:32]
+        yield "Real images", data.grid(real, 8)
+        rows = "; ".join(self.classes[:8])
+        yield f"Generated images, a row a class ({rows})", self.sample(model)
+        probability, label = _predictions(model, batches)
+        yield from metrics.pictures(probability, label, self.classes)
+
+
+def _predictions(model: Model, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
+    probabilities, labels = [], []
+    for batch in batches:
+        probabilities.append(model.recognise(batch)["probability"].numpy())
+        labels.append(batch.value["label"].numpy())
+    return np.concatenate(probabilities), np.concatenate(labels)
+
+
+def _whole(request: Mapping[str, Any], key: str, default: int, low: int, high: int) -> int:
+    value = request.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise UserError(f"{key} is a whole number from {low} to {high}; got {value!r}")
+    return value

@@ -1,0 +1,305 @@
+"""Training on Ray Train: a run that can be killed anywhere and goes on when started again."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import aigc_ray
+from aigc_ray import checkpoint, config, registry, report, storage
+from aigc_ray import model as models
+from aigc_ray.adversary import Adversary
+from aigc_ray.cluster import session
+from aigc_ray.errors import UserError
+from aigc_ray.ingest import load_manifest
+from aigc_ray.progress import Progress
+from aigc_ray.schema import Schema
+from aigc_ray.tasks import task_class
+from aigc_ray.training import Training
+from aigc_ray.worker import description, finite, split, work
+
+
+def configure(task: str, data: str, changes: Mapping[str, Any]) -> tuple[Training, dict[str, Any]]:
+    """The configuration of a training on a data set, and the data set's description."""
+    facts = load_manifest(data)
+    if facts["task"] != task:
+        raise UserError(f"{data} was ingested for {facts['task']}, not for {task}")
+    schema = Schema.from_json(facts["schema"])
+    start = changes.get("init")
+    # Fine-tuning keeps the architecture it starts from; what is written in `changes` wins.
+    first = _opened(start).task if start else task_class(task)()
+    if start and first.schema != schema:
+        raise UserError(f"{start} was trained on other fields than {data} has")
+    training = config.override(Training(task=replace(first, schema=schema)), changes)
+    count = facts["splits"]["train"]["rows"]
+    if count < training.batch_size:
+        share = training.batch_size // max(1, training.num_workers)
+        raise UserError(
+            f"the training split has {count} rows, fewer than batch_size={training.batch_size} "
+            f"({share} a worker); set batch_size to {count // 2 * 2} or less"
+        )
+    return training, facts
+
+
+# --- a run ------------------------------------------------------------------------------------
+
+
+def train(
+    task: str,
+    data: str,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    fresh: bool = False,
+    register: bool = True,
+) -> dict[str, Any]:
+    """Train, evaluate and register a model; the same call resumes a run that was interrupted.
+
+    Args:
+        data: where `ingest` put a data set.
+        changes: settings by dotted key.
+        fresh: start another run, even where one of this configuration is unfinished or done.
+        register: evaluate on the test split and put the model into the registry.
+
+    Returns:
+        run, its address, model (where registered), metrics by split, rates and seconds.
+
+    Raises:
+        UserError: settings, data or storage are wrong.
+    """
+    data = absolute(data)
+    training, facts = configure(task, data, changes or {})
+    record = {
+        "task": task,
+        "settings": config.to_json(training),
+        "data": identity_of(facts),
+    }
+    name, uri, finished = claim(task, record, fresh)
+    if finished is not None:
+        print(f"run {name} is already done; --fresh starts another", file=sys.stderr)
+        return finished
+    print(
+        f"run {name}: {sum(stage.steps for stage in training.task.stages())} steps", file=sys.stderr
+    )
+    job = job_of(training, facts, data, uri)
+    began = time.monotonic()
+    if training.num_workers == 0:
+        with Progress(uri):
+            work(job)
+    else:
+        fit(job, training)
+    summary = finish(job, training, name, time.monotonic() - began, register=register)
+    storage.write_json(storage.join(uri, "summary.json"), summary)
+    return summary
+
+
+def claim(
+    kind: str, record: Mapping[str, Any], fresh: bool
+) -> tuple[str, str, dict[str, Any] | None]:
+    """Name and address of the run that `record` identifies, and its summary where it is done."""
+    identity = json.dumps(record, sort_keys=True)
+    stem = f"{kind}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+    runs = storage.join(storage.home(), "runs")
+    taken = [int(n.rpartition("-")[2]) for n in storage.children(runs) if n.startswith(stem + "-")]
+    ordinal = max(taken, default=0) + (1 if fresh or not taken else 0)
+    name = f"{stem}-{ordinal}"
+    uri = storage.join(runs, name)
+    if storage.exists(storage.join(uri, "summary.json")):
+        return name, uri, storage.read_json(storage.join(uri, "summary.json"))
+    if not storage.exists(storage.join(uri, "run.json")):
+        known = {"name": name, "created": now(), "by": getpass.getuser()}
+        storage.write_json(storage.join(uri, "run.json"), known | dict(record))
+    return name, uri, None
+
+
+def job_of(training: Training, facts: dict[str, Any], data: str, uri: str) -> dict[str, Any]:
+    """What a worker needs to know, as plain values."""
+    return {
+        "task": training.task.name,
+        "schema": facts["schema"],
+        "settings": config.to_json(training),
+        "data": data,
+        "description": facts,
+        "run": uri,
+    }
+
+
+def fit(job: dict[str, Any], training: Training, callbacks: Sequence[Any] = ()) -> None:
+    """Run the workers; start them again, from the last checkpoint, when one of them dies."""
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    with session(cpus=training.num_workers + 2), Progress(job["run"]):
+        for crashes in range(training.max_failures + 1):
+            trainer = TorchTrainer(
+                work,
+                train_loop_config=job,
+                torch_config=TorchConfig(backend="nccl" if training.gpu else "gloo"),
+                scaling_config=ray.train.ScalingConfig(
+                    num_workers=training.num_workers, use_gpu=training.gpu
+                ),
+                run_config=ray.train.RunConfig(
+                    # Checkpoints are our own, so each start is a new run to Ray. Its own retries
+                    # are off: it would also repeat what fails the same way each time.
+                    name=f"start-{time.time_ns():x}",
+                    storage_path=storage.join(job["run"], "ray"),
+                    callbacks=list(callbacks),
+                ),
+            )
+            try:
+                trainer.fit()
+                return
+            except ray.train.TrainingFailedError as fault:
+                cause = _cause(fault)
+                if not isinstance(cause, WorkerDiedError) or crashes == training.max_failures:
+                    raise cause from fault
+                print(f"{cause}; starting again from the last checkpoint", file=sys.stderr)
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker's process ended by itself: killed, out of memory, or with its machine."""
+
+
+def _cause(fault: Exception) -> Exception:
+    """What went wrong in the workers, out of what Ray wrapped it in.
+
+    When one worker fails the others lose their connection to it and fail too: an error of the
+    work's own says most, then a worker that is gone, then what the others saw of it.
+    """
+    failures = getattr(fault, "worker_failures", {}) or {0: fault}
+    # Ray keeps what the train function raised in this attribute.
+    raised = {rank: getattr(f, "_base_exc", None) for rank, f in failures.items()}
+    for cause in raised.values():
+        if isinstance(cause, UserError):
+            return cause
+        if cause is not None and not any(sign in str(cause) for sign in LOST_PEER):
+            return RuntimeError(f"a worker failed: {type(cause).__name__}: {str(cause).strip()}")
+    gone = [rank for rank, cause in raised.items() if cause is None]
+    if not getattr(fault, "worker_failures", None):
+        return RuntimeError(f"the training could not go on: {fault}")
+    return WorkerDiedError(f"worker {gone[0] if gone else '?'} died")
+
+
+LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")
+
+
+# --- the end ----------------------------------------------------------------------------------
+
+
+def finish(
+    job: dict[str, Any],
+    training: Training,
+    name: str,
+    seconds: float,
+    *,
+    register: bool = True,
+    uri: str | None = None,
+    search: Mapping[str, Any] | None = None,
+    table: str = "",
+) -> dict[str, Any]:
+    """Evaluate what a run has learned, write its report and put the model into the registry.
+
+    Args:
+        uri: where report and model go; the run's own folder, unless a sweep chose the run.
+        search: facts of the sweep, for the model's card.
+        table: the sweep's trials as HTML, for the report.
+
+    Returns:
+        The summary, which the caller writes.
+    """
+    task, uri = training.task, uri or job["run"]
+    adversary = Adversary(task, seed=training.seed)
+    taken = checkpoint.load(storage.join(job["run"], "checkpoints"), adversary)
+    assert taken is not None, "the last step writes a checkpoint"
+    best, extra = taken
+    networks = adversary.average
+    networks.load_state_dict({**adversary.averaged(), **best})
+    last = extra["history"][-1]
+    info: dict[str, Any] = description(job) | {
+        "created": now(),
+        "run": name,
+        "objective": list(task.objective),
+        "seeds": [training.seed],
+        "training": {
+            "steps": adversary.steps,
+            "batch_size": training.batch_size,
+            "workers": training.num_workers,
+            "seconds": round(extra["seconds"], 1),
+            "images_per_second": round(last["rows_per_second"], 1),
+            "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+            "chosen_at_step": extra["best"]["step"],
+            **(search or {}),
+        },
+        "data": _data(job),
+        "calibration": None,
+        "code_version": aigc_ray.__version__,
+    }
+    model = models.Model(task, [networks], info)
+    splits = ["val", "test"] if register else ["val"]
+    info["metrics"] = {
+        part: finite(task.evaluate(model, split(job, task, part))) for part in splits
+    }
+    summary = {
+        "run": name,
+        "uri": uri,
+        "task": task.name,
+        "metrics": info["metrics"],
+        "training": info["training"],
+        "seconds": round(seconds, 1),
+    }
+    pictures = list(task.pictures(model, split(job, task, splits[-1])))
+    page = report.render(info, extra["history"], pictures, task.objective[0], table)
+    storage.write_bytes(storage.join(uri, "report.html"), page)
+    summary["report"] = storage.join(uri, "report.html")
+    with tempfile.TemporaryDirectory(prefix="aigc-") as temporary:
+        folder = Path(temporary)
+        models.write(folder, [networks.state_dict()], info)
+        if register:
+            (folder / "report.html").write_bytes(page)
+            summary["model"] = f"{task.name}:{registry.register(task.name, folder)}"
+        else:
+            storage.upload(folder, storage.join(uri, "model"), last="model.json")
+    return summary
+
+
+def _data(job: Mapping[str, Any]) -> dict[str, Any]:
+    facts = job["description"]
+    return {
+        "uri": job["data"],
+        "name": storage.name(facts["source"]),
+        "sha256": identity_of(facts),
+        "rows": {part: content["rows"] for part, content in facts["splits"].items()},
+        "synthetic": facts.get("synthetic", False),
+    }
+
+
+def identity_of(facts: Mapping[str, Any]) -> str:
+    """Identifies the rows, wherever they lie."""
+    shards = {
+        part: [shard["sha256"] for shard in content["shards"]]
+        for part, content in facts["splits"].items()
+    }
+    text = json.dumps([facts["schema"], shards], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _opened(name: str) -> models.Model:
+    return models.Model.open(registry.fetch(name))
+
+
+def absolute(uri: str) -> str:
+    return uri if "://" in uri else str(Path(uri).absolute())
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

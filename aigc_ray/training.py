@@ -1,0 +1,36 @@
+"""The settings of a training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from aigc_ray.errors import UserError
+from aigc_ray.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a task is trained; the task's own settings are under `task.`."""
+
+    task: Task
+    num_workers: int = 1  # data-parallel workers; 0 trains in this process, without Ray
+    gpu: bool = False  # one GPU a worker, NCCL; else CPU, gloo
+    batch_size: int = 64  # rows in a step over all workers
+    seed: int = 0
+    data: Literal["auto", "memory", "stream"] = "auto"
+    init: str | None = None  # a MODEL to start from
+    validate_every: int = 250  # steps
+    checkpoint_every: int = 500  # steps
+    checkpoint_seconds: float = 120.0
+    max_failures: int = 3  # worker crashes that a run survives
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 2:
+            raise UserError(f"batch_size is at least 2; got {self.batch_size}")
+        if self.num_workers < 0:
+            raise UserError(f"num_workers is 0 or more; got {self.num_workers}")
+        if self.num_workers and self.batch_size % self.num_workers:
+            raise UserError(
+                f"batch_size={self.batch_size} is not a multiple of num_workers={self.num_workers}"
+            )

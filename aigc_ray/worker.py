@@ -1,0 +1,226 @@
+"""One worker of a training: the loop over its share of the rows, and what it leaves behind."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aigc_ray import checkpoint, config, noise, registry, rows, storage
+from aigc_ray import model as models
+from aigc_ray.adversary import HELD_BACK_EVERY, Adversary
+from aigc_ray.task import Batch, Task
+from aigc_ray.training import Training
+
+MEMORY_LIMIT = 2 << 30  # bytes of a training split that a worker holds; a larger one is streamed
+VALIDATION_ROWS = 5000  # looked at during training, at most; the last word has all of them
+SHOW_EVERY = 2.0  # seconds between two progress lines
+
+
+Report = Callable[[dict[str, Any]], None]
+
+
+def work(job: dict[str, Any], report: Report | None = None) -> None:
+    """The train function of one worker.
+
+    Args:
+        report: told the figures after each validation; Ray Train is where it runs the workers.
+    """
+    share, device = _place(job["settings"]["gpu"])
+    beside = share.workers * job.get("concurrent", 1)  # trials of a sweep share the machine too
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
+    task = models.restore(description(job))
+    training = config.override(Training(task=task), job["settings"])
+    task = training.task
+    adversary = Adversary(task, seed=training.seed, device=device)
+    best: dict[str, Tensor] = {}
+    extra: dict[str, Any] = {"best": None, "history": [], "seconds": 0.0}
+    taken = checkpoint.load(storage.join(job["run"], "checkpoints"), adversary, device)
+    if taken is not None:
+        best, extra = taken
+    elif training.init:
+        adversary.start_from(
+            models.Model.open(registry.fetch(training.init)).members[0].state_dict()
+        )
+    if report is None and training.num_workers:
+        import ray.train
+
+        report = ray.train.report
+    recorder = _Recorder(job, training, adversary, best, extra, share, report)
+    feed = _feed(job, training, "train")
+    held_back = _feed(job, training, "val")
+    batches = feed.batches(adversary.step_number, share)
+    looks = held_back.batches(-(-adversary.step_number // HELD_BACK_EVERY), share)
+    while not adversary.finished:
+        real = _batch(task, training.seed, next(batches), device)
+        look = None
+        if adversary.step_number % HELD_BACK_EVERY == 0:
+            look = _batch(task, training.seed + 1, next(looks), device)
+        figures = adversary.step(real, look)
+        recorder.after(figures)
+
+
+def _place(gpu: bool) -> tuple[rows.Share, str]:
+    import torch.distributed as dist
+
+    share = rows.Share()
+    if dist.is_initialized():
+        share = rows.Share(dist.get_rank(), dist.get_world_size())
+    if not gpu:
+        return share, "cpu"
+    from ray.train.torch import get_device
+
+    return share, str(get_device() if dist.is_initialized() else "cuda")
+
+
+def _batch(task: Task, seed: int, taken: tuple[np.ndarray, rows.Rows], device: str) -> Batch:
+    number, columns = taken
+    return task.encode(columns, noise.keys(seed, torch.from_numpy(number))).to(device)
+
+
+def _feed(job: dict[str, Any], training: Training, split: str) -> rows.Feed:
+    description, uri = job["description"], job["data"]
+    columns = [field.name for field in training.task.schema.fields]
+    size = sum(shard["bytes"] for shard in description["splits"][split]["shards"])
+    if training.data == "stream" or (training.data == "auto" and size > MEMORY_LIMIT):
+        return rows.Stream(
+            uri,
+            rows.groups(uri, description, split),
+            columns=columns,
+            batch_size=training.batch_size,
+            seed=training.seed,
+        )
+    return rows.Memory(
+        rows.load(uri, description, split, columns),
+        batch_size=training.batch_size,
+        seed=training.seed,
+    )
+
+
+class _Recorder:
+    """What a run leaves behind as it goes: figures, samples, checkpoints, the best weights."""
+
+    def __init__(
+        self,
+        job: dict[str, Any],
+        training: Training,
+        adversary: Adversary,
+        best: dict[str, Tensor],
+        extra: dict[str, Any],
+        share: rows.Share,
+        report: Report | None,
+    ) -> None:
+        self.job, self.training, self.adversary = job, training, adversary
+        self.best, self.extra, self.share, self.report = best, extra, share, report
+        self.validation = (
+            None if share.rank else list(split(job, training.task, "val", VALIDATION_ROWS))
+        )
+        self.began = self.saved = self.shown = time.monotonic()
+        self.before = extra["seconds"]  # of earlier starts
+        self.first = adversary.step_number
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def after(self, figures: dict[str, Tensor]) -> None:
+        """Called after every step, on every worker."""
+        training, adversary = self.training, self.adversary
+        step = adversary.step_number
+        validate = step % training.validate_every == 0 or adversary.finished
+        if self.share.rank == 0:
+            for name, value in figures.items():
+                self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.count += 1
+            metrics = self._validate() if validate else None
+            now = time.monotonic()
+            if metrics or now - self.shown > SHOW_EVERY or step == self.first + 1:
+                self._show(metrics)
+            due = now - self.saved > training.checkpoint_seconds
+            if due or step % training.checkpoint_every == 0 or adversary.finished:
+                self._save()
+        if validate and self.report is not None:
+            told: dict[str, Any] = {"step": step}
+            if self.share.rank == 0:  # the others tell only that they have come so far
+                told |= self.extra["history"][-1] | {"objective": self.extra["best"]["value"]}
+            self.report(told)
+
+    def _validate(self) -> dict[str, float]:
+        task, adversary = self.training.task, self.adversary
+        assert self.validation is not None
+        model = models.Model(task, [adversary.average], {})
+        metrics = task.evaluate(model, self.validation)
+        name, direction = task.objective
+        value, best = metrics[name], self.extra["best"]
+        sign = 1 if direction == "max" else -1
+        if best is None or sign * value > sign * best["value"]:
+            self.extra["best"] = {"step": adversary.step_number, "value": value}
+            self.best = {
+                key: tensor.clone()
+                for key, tensor in adversary.averaged().items()
+                if key.partition(".")[0] in task.chosen
+            }
+        picture = f"step-{adversary.step_number:07d}.png"
+        where = storage.join(self.job["run"], "samples", picture)
+        storage.write_bytes(where, task.sample(model))
+        return metrics
+
+    def _show(self, metrics: dict[str, float] | None) -> None:
+        adversary, now = self.adversary, time.monotonic()
+        done = adversary.step_number - self.first
+        rate = done * self.training.batch_size / max(now - self.began, 1e-9)
+        left = (
+            (adversary.steps - adversary.step_number) * self.training.batch_size / max(rate, 1e-9)
+        )
+        entry: dict[str, Any] = {name: total / self.count for name, total in self.sums.items()}
+        entry |= {"step": adversary.step_number, "strength": adversary.strength}
+        entry |= {"rows_per_second": rate, "seconds_left": left}
+        if metrics is not None:
+            entry["validation"] = metrics
+            self.extra["history"].append({k: finite(v) for k, v in entry.items()})
+            self.sums, self.count = {}, 0
+        self.shown = now
+        storage.write_json(
+            storage.join(self.job["run"], "progress.json"),
+            {"steps": adversary.steps, "now": {k: finite(v) for k, v in entry.items()}}
+            | {"history": self.extra["history"]},
+        )
+
+    def _save(self) -> None:
+        self.saved = time.monotonic()
+        self.extra["seconds"] = self.before + self.saved - self.began
+        checkpoint.save(
+            storage.join(self.job["run"], "checkpoints"), self.adversary, self.best, self.extra
+        )
+
+
+def split(
+    job: Mapping[str, Any], task: Task, name: str, most: int | None = None
+) -> Iterator[Batch]:
+    """A split's rows as batches, in order."""
+    uri, description = job["data"], job["description"]
+    seen = 0
+    for columns in rows.scan(uri, description, name, [field.name for field in task.schema.fields]):
+        count = len(next(iter(columns.values())))
+        yield task.encode(columns, noise.keys(0, torch.arange(seen, seen + count)))
+        seen += count
+        if most is not None and seen >= most:
+            return
+
+
+def description(job: Mapping[str, Any]) -> dict[str, Any]:
+    """The task of a job, as model.json describes it."""
+    prefix = "task."
+    settings = job["settings"].items()
+    own = {k[len(prefix) :]: v for k, v in settings if k.startswith(prefix)}
+    return {"task": job["task"], "schema": job["schema"], "configuration": own}
+
+
+def finite(value: Any) -> Any:
+    """JSON has no NaN: a metric that does not exist is null."""
+    if isinstance(value, dict):
+        return {key: finite(v) for key, v in value.items()}
+    return value if not isinstance(value, float) or np.isfinite(value) else None

@@ -1,0 +1,42 @@
+"""What every test starts from: a home of its own, quiet and bounded libraries."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch and Ray are imported: workers inherit these.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", ".5")
+
+import pytest
+
+from tests.s3 import s3  # noqa: F401  a fixture
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """Runs, models and data of a test lie in its own folder."""
+    where = tmp_path / "home"
+    monkeypatch.setenv("AIGC_HOME", str(where))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("AIGC_DATA_MIRROR", raising=False)
+    return where
+
+
+@pytest.fixture
+def free_port():
+    """A port that was free a moment ago."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def ray():
+    """One Ray for all tests that do not need their own."""
+    from aigc_ray.cluster import session
+
+    with session(cpus=8):
+        yield

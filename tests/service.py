@@ -1,0 +1,92 @@
+"""A tiny real model in a registry, images to ask it about, and calls without a network."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import numpy as np
+import torch
+from PIL import Image
+
+from aigc_ray import config, model, registry
+from aigc_ray.schema import Field, Schema
+from aigc_ray.serve import ingress
+from aigc_ray.tasks.diagnosis.task import Diagnosis
+
+CLASSES = ("normal", "pneumonia")
+PROBLEM = "application/problem+json"
+
+
+def tiny() -> Diagnosis:
+    image = Field(name="image", kind="image", parts=("generated", "input"), shape=(1, 28, 28))
+    label = Field(name="label", kind="category", parts=("condition", "target"), values=CLASSES)
+    return Diagnosis(width=0.1, recogniser_width=8, schema=Schema((image, label)))
+
+
+def register(seed: int, home: str, spoil: bool = False, **more: Any) -> int:
+    """An untrained model as a new version."""
+    task = tiny()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        weights = task.networks().state_dict()
+    if spoil:
+        weights = {name: value * float("nan") for name, value in weights.items()}
+    info = {
+        "task": "diagnosis",
+        "schema": task.schema.to_json(),
+        "configuration": config.to_json(task),
+        "data": {"synthetic": True},
+        "seeds": [seed],
+        **more,
+    }
+    with TemporaryDirectory() as folder:
+        model.write(Path(folder) / "model", [weights], info)
+        return registry.register("diagnosis", Path(folder) / "model", home)
+
+
+def png(seed: int, size: tuple[int, int] = (40, 40)) -> bytes:
+    levels = np.random.default_rng(seed).integers(0, 256, size, np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(levels).save(file, "PNG")
+    return file.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of a few kilobytes that says it has 400 million pixels."""
+    file = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(file, "PNG")
+    return file.getvalue()
+
+
+def item(data: bytes) -> dict[str, Any]:
+    return {"image": base64.b64encode(data).decode()}
+
+
+def ask(server: Any, *requests: tuple[str, str, dict[str, Any]], token: str | None = None) -> Any:
+    """The answers of the HTTP side to (method, path, httpx arguments), asked all at once."""
+
+    async def go() -> list[httpx.Response]:
+        services = {"diagnosis": ingress.Service("diagnosis", server)}
+        transport = httpx.ASGITransport(ingress.application(services, token))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            calls = (client.request(method, path, **more) for method, path, more in requests)
+            return list(await asyncio.gather(*calls))
+
+    answers = asyncio.run(go())
+    return answers[0] if len(requests) == 1 else answers
+
+
+def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+    """The problem document of an answer, once it is seen to be one."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == PROBLEM
+    document = answer.json()
+    assert document["status"] == status and document["title"] and document["type"]
+    assert "Traceback" not in answer.text
+    return dict(document)

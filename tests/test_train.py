@@ -1,0 +1,268 @@
+"""A training is the same for any number of workers, and loses nothing when it is killed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from aigc_ray import checkpoint, registry, runs, storage
+from aigc_ray.adversary import Adversary
+from aigc_ray.errors import UserError
+from aigc_ray.model import Model
+from aigc_ray.tasks.diagnosis.task import Diagnosis
+from aigc_ray.train import configure, train
+from tests.tiny import TINY, ingested
+
+
+def weights(summary: dict) -> dict[str, torch.Tensor]:
+    return load_file(str(registry.fetch(summary["model"]) / "weights.safetensors"))
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def wait_for(condition, seconds: float = 90.0):
+    """What `condition` returns as soon as it is true."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := condition():
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"it did not happen within {seconds} s")
+
+
+def last_checkpoint(home: Path) -> int:
+    """The step of the newest whole checkpoint in a home with one run."""
+    found = [int(p.parent.name[:9]) for p in home.glob("runs/*/checkpoints/*/MANIFEST.json")]
+    return max(found, default=0)
+
+
+# --- what a training leaves -------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return ingested(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def alone(data, tmp_path_factory):
+    """The run that nothing disturbs: 50 steps in this process."""
+    home = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIGC_HOME", str(home))
+        summary = train("diagnosis", data, TINY | {"num_workers": 0})
+        return summary | {"weights": weights(summary)}
+
+
+def test_a_training_leaves_a_model_a_report_samples_and_figures(alone):
+    run = Path(alone["uri"])
+    assert set(alone["metrics"]) == {"val", "test"}
+    assert 0 <= alone["metrics"]["test"]["auc"] <= 1
+    report = (run / "report.html").read_text()
+    assert "not a medical device" in report and "phantoms" in report
+    assert "src='http" not in report and "<script" not in report  # opens offline
+    assert [p.name for p in sorted(run.glob("samples/*"))] == [
+        "step-0000025.png",
+        "step-0000050.png",
+    ]
+    progress = json.loads((run / "progress.json").read_text())
+    assert [entry["step"] for entry in progress["history"]] == [25, 50]
+    assert progress["now"]["rows_per_second"] > 0
+
+
+def test_the_same_command_returns_a_finished_run_and_fresh_starts_another(data, home):
+    settings = TINY | {"num_workers": 0, "steps": 3}
+    first = train("diagnosis", data, settings)
+    assert train("diagnosis", data, settings) == first
+    again = train("diagnosis", data, settings, fresh=True)
+    assert again["run"].endswith("-2") and again["model"] == "diagnosis:2"
+    assert same(weights(again), weights(first))
+    assert [run["state"] for run in runs.listed()] == ["done", "done"]
+    assert runs.show(first["run"])["result"] == first
+    assert runs.prune(1)["deleted"] == [first["run"]]
+    with pytest.raises(UserError, match="no run"):
+        runs.show(first["run"])
+    assert registry.fetch("diagnosis:1").exists()  # models outlive their runs
+
+
+def test_the_served_weights_give_the_samples_of_the_training(alone, data):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIGC_HOME", str(Path(alone["uri"]).parents[1]))
+        model = Model.open(registry.fetch(alone["model"]))
+    _, facts = configure("diagnosis", data, TINY)
+    adversary = Adversary(model.task, seed=7)
+    assert checkpoint.load(storage.join(alone["uri"], "checkpoints"), adversary) is not None
+    trained = Model(model.task, [adversary.average], {})
+    assert model.generate(n=4, seed=3) == trained.generate(n=4, seed=3)
+
+
+def test_fine_tuning_starts_from_the_model(alone, data, monkeypatch):
+    monkeypatch.setenv("AIGC_HOME", str(Path(alone["uri"]).parents[1]))
+    few = TINY | {"num_workers": 0, "steps": 1, "init": alone["model"], "adversary_rate": 1e-9}
+    tuned = weights(train("diagnosis", data, few))
+    near = [name for name in tuned if name.startswith(("0.generator", "0.critic"))]
+    assert all(torch.allclose(tuned[name], alone["weights"][name], atol=1e-6) for name in near)
+
+
+# --- workers ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pair(data, tmp_path_factory, ray):
+    """The same run on two workers."""
+    home = tmp_path_factory.mktemp("pair")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIGC_HOME", str(home))
+        summary = train("diagnosis", data, TINY | {"num_workers": 2})
+        return summary | {"weights": weights(summary)}
+
+
+def test_two_workers_with_half_the_rows_equal_one_with_all(alone, pair):
+    """The adversarial networks; the recogniser's batch statistics are each worker's own."""
+    one, two = alone["weights"], pair["weights"]
+    names = [name for name in one if name.startswith(("0.generator", "0.critic"))]
+    start = Adversary(_tiny_task(alone), seed=0).averaged()
+    moved = max(float((one[name] - start[name[2:]]).abs().max()) for name in names)
+    apart = max(float((one[name] - two[name]).abs().max()) for name in names)
+    assert moved > 1e-3 and apart < 1e-5
+
+
+def _tiny_task(summary) -> Diagnosis:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIGC_HOME", str(Path(summary["uri"]).parents[1]))
+        return Model.open(registry.fetch(summary["model"])).task
+
+
+def test_a_killed_worker_costs_time_and_nothing_else(data, pair, ray, home):
+    killed = []
+
+    def kill():
+        wait_for(lambda: last_checkpoint(home) >= 20)
+        workers = [
+            process
+            for process in psutil.process_iter(["cmdline", "ppid"])
+            if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
+            and os.getpid() in {parent.pid for parent in process.parents()}
+        ]
+        killed.append(workers[-1].pid)
+        workers[-1].send_signal(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    # Slow enough to be hit: a sample grid and a checkpoint every few steps.
+    summary = train("diagnosis", data, TINY | {"num_workers": 2, "checkpoint_every": 10})
+    killer.join()
+    assert killed
+    assert len(list(Path(summary["uri"]).glob("ray/start-*"))) == 2  # it did start again
+    assert same(weights(summary), pair["weights"])
+
+
+def test_a_killed_job_is_taken_up_by_the_same_command_bit_for_bit(data, alone, home):
+    settings = [f"{key}={value}" for key, value in (TINY | {"checkpoint_every": 10}).items()]
+    command = [sys.executable, "-m", "aigc_ray", "train", "diagnosis", "--data", data]
+    command += [*settings, "num_workers=0", "--json"]
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(lambda: last_checkpoint(home) >= 10)
+    job.kill()
+    assert job.wait() == -signal.SIGKILL
+    stopped = last_checkpoint(home)
+    assert 10 <= stopped < 50
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    summary = json.loads(done.stdout)
+    assert summary["run"].endswith("-1")  # the same run
+    assert same(weights(summary), alone["weights"])
+
+
+# --- faults -----------------------------------------------------------------------------------
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(data, alone, home):
+    settings = TINY | {"num_workers": 0, "checkpoint_every": 10}
+    summary = train("diagnosis", data, settings)
+    run = Path(summary["uri"])
+    (run / "summary.json").unlink()  # as if it had been killed at the very end
+    newest = max(run.glob("checkpoints/*"))
+    file = newest / "training.safetensors"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    adversary = Adversary(_tiny_task(summary), seed=1)
+    assert checkpoint.load(str(run / "checkpoints"), adversary) is not None
+    assert adversary.step_number == 40
+    again = train("diagnosis", data, settings)
+    assert same(weights(again), alone["weights"])
+    for folder in run.glob("checkpoints/*"):
+        (folder / "state.json").write_text("{}")
+    with pytest.raises(UserError, match=r"no whole checkpoint .*state\.json.*--fresh"):
+        checkpoint.load(str(run / "checkpoints"), adversary)
+
+
+def test_a_full_disk_while_saving_leaves_the_earlier_checkpoint(data, alone, home, monkeypatch):
+    settings = TINY | {"num_workers": 0, "checkpoint_every": 10}
+    write = storage.upload
+
+    def full(folder, uri, last="MANIFEST.json"):
+        if last_checkpoint(home) >= 20:
+            raise OSError(errno.ENOSPC, f"no space is left for {uri}")
+        write(folder, uri, last)
+
+    monkeypatch.setattr(storage, "upload", full)
+    with pytest.raises(OSError, match="no space is left"):
+        train("diagnosis", data, settings)
+    assert last_checkpoint(home) == 20
+    monkeypatch.undo()
+    monkeypatch.setenv("AIGC_HOME", str(home))
+    assert same(weights(train("diagnosis", data, settings)), alone["weights"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"batch_size": 4096}, r"training split has \d+ rows, fewer than batch_size=4096"),
+        ({"batch_size": 15, "num_workers": 2}, "batch_size=15 is not a multiple of num_workers=2"),
+        ({"stepps": 3}, r"no setting 'stepps'; did you mean steps\?"),
+        ({"loss": "hinge"}, "loss is one of relativistic, classic; got 'hinge'"),
+        ({"steps": "many"}, "steps is a whole number; got 'many'"),
+        ({"network": "classic", "penalty": 1.0}, "excludes gradient penalties"),
+        ({"init": "diagnosis@production"}, "diagnosis"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_sentence(data, settings, sentence):
+    with pytest.raises(UserError, match=sentence) as fault:
+        train("diagnosis", data, settings)
+    assert "\n" not in str(fault.value)
+
+
+def test_data_that_are_not_there_are_refused(tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
+        train("diagnosis", str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"network": "classic", "loss": "classic"},
+        {"loss": "classic"},
+        {"precision": "bf16"},
+        {"data": "stream", "num_workers": 1, "batch_size": 2},
+    ],
+    ids=str,
+)
+def test_every_way_of_training_runs(data, settings, ray):
+    settings = TINY | {"num_workers": 0, "steps": 2, "batch_size": 8} | settings
+    summary = train("diagnosis", data, settings, register=False)
+    assert summary["training"]["steps"] == 2
