@@ -84,16 +84,20 @@ class Model:
         return self.task.parse(item)
 
     def answer(self, records: Sequence[Record]) -> list[dict[str, Any]]:
-        """One answer a record; what a row is answered does not depend on its neighbours."""
-        if not records:
-            return []
-        row = noise.keys(0, torch.arange(len(records)))
-        batch = self.task.encode(stack(records), row)
-        predicted = {name: value.numpy() for name, value in self.recognise(batch).items()}
-        return [
-            self.task.answer({name: value[number] for name, value in predicted.items()})
-            for number in range(len(records))
-        ]
+        """One answer a record, whatever its neighbours are."""
+        groups: dict[tuple[str, ...], list[int]] = {}  # a field that is missing is so for its row
+        for number, record in enumerate(records):
+            given = tuple(name for name, value in record.items() if value is not None)
+            groups.setdefault(given, []).append(number)
+        answers: list[dict[str, Any]] = [{} for _ in records]
+        for numbers in groups.values():
+            row = noise.keys(0, torch.zeros(len(numbers)))  # the same, wherever in a request it is
+            batch = self.task.encode(stack([records[number] for number in numbers]), row)
+            predicted = {name: value.numpy() for name, value in self.recognise(batch).items()}
+            for place, number in enumerate(numbers):
+                one = {name: value[place] for name, value in predicted.items()}
+                answers[number] = self.task.answer(one)
+        return answers
 
     def predict(self, items: Iterable[Any]) -> list[dict[str, Any]]:
         """Answers for paths or items, in their order. A bad one is refused by its number."""

@@ -18,6 +18,7 @@ class Progress:
     def __init__(self, uri: str) -> None:
         self.uri = storage.join(uri, "progress.json")
         self.stop = threading.Event()
+        self.shown = ""
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> None:
@@ -40,6 +41,9 @@ class Progress:
             logging.getLogger(__name__).debug("no progress to show: %s", fault)
             return
         line = line_of(state)
+        if line == self.shown:
+            return
+        self.shown = line
         print(
             f"\r{line}\033[K" if terminal else line, end="" if terminal else "\n", file=sys.stderr
         )
@@ -50,6 +54,7 @@ def line_of(state: Mapping[str, Any]) -> str:
     entry, steps = state["now"], state["steps"]
     left = round(entry["seconds_left"] or 0)
     known = {"step", "strength", "rows_per_second", "seconds_left", "validation"}
+    known |= {"elapsed", "aside"}
     losses = " ".join(f"{k} {v:.3f}" for k, v in entry.items() if k not in known and v is not None)
     validated = next((e["validation"] for e in reversed(state["history"])), None) or {}
     metrics = " ".join(f"{k} {v:.4f}" for k, v in validated.items() if v is not None)

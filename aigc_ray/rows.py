@@ -11,6 +11,8 @@ groups and fills its own places of every step; a worker reads only the lanes it 
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 from collections.abc import Iterator
 from itertools import islice
@@ -24,6 +26,7 @@ from aigc_ray.errors import UserError
 LANES = 16  # so the number of workers of a streamed run divides 16
 WINDOW = 4  # row groups that a lane shuffles together
 CHAPTER = 512  # windows of one Ray Data execution
+READERS = 2  # tasks that read for one worker at a time
 Rows = dict[str, np.ndarray]
 
 
@@ -155,23 +158,21 @@ class Stream:
 
     def _read(self, windows: Iterator[tuple[Window, int]]) -> Iterator[tuple[int, Rows]]:
         import ray
-        from ray.data import DataContext
+        from ray.data import DataContext, TaskPoolStrategy
 
         context = DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
         uri, columns = self.uri, self.columns
 
         def read(batch: dict[str, np.ndarray]) -> Any:
-            (item,) = batch["item"]
-            return read_window(uri, columns, *item)
+            return read_window(uri, columns, *json.loads(batch["item"][0]))
 
-        while chapter := list(islice(windows, CHAPTER)):
-            items = ray.data.from_items(
-                [{"item": chapter_item} for chapter_item in chapter],
-                override_num_blocks=len(chapter),
-            )
-            blocks = items.map_batches(read, batch_size=1, num_cpus=0.25)
+        while chapter := [json.dumps(window) for window in islice(windows, CHAPTER)]:
+            items = ray.data.from_items(chapter, override_num_blocks=len(chapter))
+            readers = TaskPoolStrategy(size=READERS)
+            blocks = items.map_batches(read, batch_size=1, num_cpus=0.5, compute=readers)
             for rows in blocks.iter_batches(batch_size=None, prefetch_batches=2):
                 lanes = rows.pop("lane")
                 yield int(lanes[0]), rows

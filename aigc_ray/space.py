@@ -40,7 +40,9 @@ def searched(
         if full in fixed:
             raise UserError(f"{key} is given twice: as {key}=… and as {APART}{key}=…")
         spread = _spread(key, text)
-        _ends(training, full, spread)  # values that the setting cannot take are refused here
+        ends = [config.settings(one)[full] for one in _ends(training, full, spread)]
+        if spread[0] == "choice":
+            spread = ("choice", *ends)  # no longer as text
         space.pop(full, None)
         if len(spread) == 2:
             training = config.override(training, {full: spread[1]})

@@ -192,6 +192,6 @@ class Task(ABC):
 
 
 def stack(records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """Records as columns; a field that any record lacks is left out."""
-    names = [name for name in records[0] if all(r.get(name) is not None for r in records)]
+    """Records that hold the same fields, as columns; a field that is None is left out."""
+    names = [name for name, value in records[0].items() if value is not None]
     return {name: np.stack([np.asarray(r[name]) for r in records]) for name in names}

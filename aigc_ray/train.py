@@ -176,18 +176,21 @@ def _cause(fault: Exception) -> Exception:
     When one worker fails the others lose their connection to it and fail too: an error of the
     work's own says most, then a worker that is gone, then what the others saw of it.
     """
-    failures = getattr(fault, "worker_failures", {}) or {0: fault}
-    # Ray keeps what the train function raised in this attribute.
-    raised = {rank: getattr(f, "_base_exc", None) for rank, f in failures.items()}
-    for cause in raised.values():
+    from ray.train.v2._internal.exceptions import RayTrainError
+
+    failures = getattr(fault, "worker_failures", None)
+    if not failures:
+        return RuntimeError(f"the training could not go on: {fault}")
+    died = []
+    for rank, cause in failures.items():
         if isinstance(cause, UserError):
             return cause
-        if cause is not None and not any(sign in str(cause) for sign in LOST_PEER):
+        # Ray's own errors say that it lost the worker; others were raised by the work.
+        if isinstance(cause, RayTrainError) or any(sign in str(cause) for sign in LOST_PEER):
+            died.append(rank)
+        else:
             return RuntimeError(f"a worker failed: {type(cause).__name__}: {str(cause).strip()}")
-    gone = [rank for rank, cause in raised.items() if cause is None]
-    if not getattr(fault, "worker_failures", None):
-        return RuntimeError(f"the training could not go on: {fault}")
-    return WorkerDiedError(f"worker {gone[0] if gone else '?'} died")
+    return WorkerDiedError(f"worker {' and '.join(map(str, died))} died")
 
 
 LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")

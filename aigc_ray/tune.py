@@ -92,7 +92,7 @@ def tune(
         table=_table(rows, best, training.task.objective[0]),
     )
     summary |= {"objective": list(training.task.objective), "best_trial": best}
-    summary |= {"trials": rows, "space": space}
+    summary |= {"trials": rows, "space": {key: list(spread) for key, spread in space.items()}}
     storage.write_json(storage.join(uri, "summary.json"), summary)
     for number, job in jobs.items():
         if number != best:

@@ -123,6 +123,7 @@ class _Recorder:
         self.began = self.saved = self.shown = time.monotonic()
         self.before = extra["seconds"]  # of earlier starts
         self.first = adversary.step_number
+        self.aside = 0.0  # seconds spent on validation and checkpoints
         self.sums: dict[str, float] = {}
         self.count = 0
 
@@ -135,13 +136,16 @@ class _Recorder:
             for name, value in figures.items():
                 self.sums[name] = self.sums.get(name, 0.0) + float(value)
             self.count += 1
+            before = time.monotonic()
             metrics = self._validate() if validate else None
-            now = time.monotonic()
-            if metrics or now - self.shown > SHOW_EVERY or step == self.first + 1:
+            self.aside += time.monotonic() - before
+            if metrics or before - self.shown > SHOW_EVERY or step == self.first + 1:
                 self._show(metrics)
-            due = now - self.saved > training.checkpoint_seconds
+            due = before - self.saved > training.checkpoint_seconds
             if due or step % training.checkpoint_every == 0 or adversary.finished:
+                before = time.monotonic()
                 self._save()
+                self.aside += time.monotonic() - before
         if validate and self.report is not None:
             told: dict[str, Any] = {"step": step}
             if self.share.rank == 0:  # the others tell only that they have come so far
@@ -154,10 +158,12 @@ class _Recorder:
         model = models.Model(task, [adversary.average], {})
         metrics = task.evaluate(model, self.validation)
         name, direction = task.objective
+        # A metric that does not exist (AUC where one class is missing) is worse than any.
         value, best = metrics[name], self.extra["best"]
-        sign = 1 if direction == "max" else -1
-        if best is None or sign * value > sign * best["value"]:
-            self.extra["best"] = {"step": adversary.step_number, "value": value}
+        value = value if direction == "max" else -value
+        if best is None or (np.isfinite(value) and value > (best["score"] or -np.inf)):
+            step, score = adversary.step_number, finite(value)
+            self.extra["best"] = {"step": step, "score": score, "value": finite(metrics[name])}
             self.best = {
                 key: tensor.clone()
                 for key, tensor in adversary.averaged().items()
@@ -178,6 +184,7 @@ class _Recorder:
         entry: dict[str, Any] = {name: total / self.count for name, total in self.sums.items()}
         entry |= {"step": adversary.step_number, "strength": adversary.strength}
         entry |= {"rows_per_second": rate, "seconds_left": left}
+        entry |= {"elapsed": now - self.began, "aside": self.aside}
         if metrics is not None:
             entry["validation"] = metrics
             self.extra["history"].append({k: finite(v) for k, v in entry.items()})

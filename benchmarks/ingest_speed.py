@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,9 @@ def main() -> None:
     parser.add_argument("--try", dest="only_try", action="store_true", help="print, keep nothing")
     parser.add_argument("--run", nargs=3, metavar=("WHAT", "SOURCE", "DEST"))
     arguments = parser.parse_args()
+    # Ray's workers are nice by default: on a machine that others use too they would get less of
+    # it than the plain process. On a quiet one this changes nothing.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if arguments.run:
         print(json.dumps(run(*arguments.run)))
         return

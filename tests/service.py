@@ -68,6 +68,11 @@ def item(data: bytes) -> dict[str, Any]:
     return {"image": base64.b64encode(data).decode()}
 
 
+def predicted(*items: Any) -> tuple[str, str, dict[str, Any]]:
+    """A prediction's request, as `ask` takes it."""
+    return "POST", "/v1/diagnosis/predict", {"json": {"items": list(items)}}
+
+
 def ask(server: Any, *requests: tuple[str, str, dict[str, Any]], token: str | None = None) -> Any:
     """The answers of the HTTP side to (method, path, httpx arguments), asked all at once."""
 

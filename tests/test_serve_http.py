@@ -38,7 +38,10 @@ def port() -> int:
 
 @pytest.fixture(scope="module")
 def where(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("home"))
+    """A home with one model, in production."""
+    home = str(tmp_path_factory.mktemp("home"))
+    registry.promote(f"diagnosis:{register(1, home)}", home=home)
+    return home
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +50,6 @@ def url(where):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIGC_HOME", where)
         patch.setenv("AIGC_TOKEN", TOKEN)
-        registry.promote(f"diagnosis:{register(1, where)}")
         chosen = port()
         stop = serving.run(port=chosen, block=False, poll_seconds=0.5)
         try:
@@ -273,7 +275,9 @@ def test_a_signal_ends_the_service_and_leaves_no_process(where, kind):
     script = f"from aigc_ray import serving; serving.run(port={chosen})"
     environment = {**os.environ, "AIGC_HOME": where}
     environment.pop("RAY_ADDRESS", None)
-    service = subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=ROOT)
+    service = subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, cwd=ROOT, start_new_session=True
+    )
     try:
         end = time.monotonic() + 120
         while True:
@@ -286,7 +290,10 @@ def test_a_signal_ends_the_service_and_leaves_no_process(where, kind):
             time.sleep(0.3)
         family = psutil.Process(service.pid).children(recursive=True)
         assert len(family) > 5
-        service.send_signal(kind)
+        if kind == signal.SIGINT:  # as a terminal sends Ctrl-C, to every process at once
+            os.killpg(service.pid, kind)
+        else:
+            service.send_signal(kind)
         assert service.wait(60) == 0
         _, alive = psutil.wait_procs(family, timeout=15)
         assert alive == []

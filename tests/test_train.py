@@ -22,7 +22,7 @@ from aigc_ray.adversary import Adversary
 from aigc_ray.errors import UserError
 from aigc_ray.model import Model
 from aigc_ray.tasks.diagnosis.task import Diagnosis
-from aigc_ray.train import configure, train
+from aigc_ray.train import train
 from tests.tiny import TINY, ingested
 
 
@@ -103,7 +103,6 @@ def test_the_served_weights_give_the_samples_of_the_training(alone, data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIGC_HOME", str(Path(alone["uri"]).parents[1]))
         model = Model.open(registry.fetch(alone["model"]))
-    _, facts = configure("diagnosis", data, TINY)
     adversary = Adversary(model.task, seed=7)
     assert checkpoint.load(storage.join(alone["uri"], "checkpoints"), adversary) is not None
     trained = Model(model.task, [adversary.average], {})

@@ -129,7 +129,8 @@ def test_trials_may_have_workers_of_their_own(data, ray):
 
 
 def test_a_trial_that_fails_is_told_and_the_others_go_on(data, ray, capfd):
-    spoiled = {"space.adversary_rate": "1e30,1e35", "steps": 52, "trials": 2, "max_failures": 0}
+    spoiled = {"space.adversary_rate": "1e30,1e35", "trials": 2, "max_failures": 0}
+    spoiled |= {"steps": 52, "validate_every": 52}  # it fails after 50, before it is compared
     summary = tune("diagnosis", data, SWEEP | spoiled)
     assert [row["state"] for row in summary["trials"]] == ["finished", "failed"]
     assert "gradients were not finite" in summary["trials"][1]["reason"]
@@ -171,7 +172,7 @@ def test_a_search_is_written_as_a_range_a_choice_or_a_value(training):
     assert space == {
         "task.adversary_rate": ("log", 5e-5, 1e-3),
         "task.augmentation": ("linear", 0.0, 0.5),
-        "batch_size": ("choice", "8", "16"),
+        "batch_size": ("choice", 8, 16),
     }
     assert all(one.task.penalty == 0.25 and one.task.flip for one in trials)
     assert {one.batch_size for one in trials} == {8, 16}

@@ -92,7 +92,7 @@ class Remote:
         if isinstance(error, TimeoutError):
             return down(self.task, "it does not answer in time")
         if isinstance(error, DeploymentUnavailableError):
-            return down(self.task, "it could not start; `serve status` says why")
+            return down(self.task, "it is not deployed or could not start; see `serve status`")
         if isinstance(error, (RayActorError, ReplicaUnavailableError)):
             return down(self.task, "it ended while it answered")
         if isinstance(error, BackPressureError):

@@ -26,9 +26,13 @@ async function call(path, options = {}) {
     sessionStorage.removeItem("token");
     at("token-form").hidden = false;
     at("token").focus();
+    throw new Error(token ? "That is not the token." : "A token is needed.");
   }
   const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(body.detail || `The service answered ${response.status}.`);
+  if (!response.ok) {
+    const detail = body.detail || `The service answered ${response.status}.`;
+    throw new Error(detail.replace(/^item 0: /, ""));  // the page sends one
+  }
   return body;
 }
 

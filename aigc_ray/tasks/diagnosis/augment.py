@@ -8,6 +8,7 @@ from its own key. No turn and, unless asked for, no flip: in a chest film the si
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aigc_ray import noise
@@ -34,17 +35,17 @@ def augment(image: Tensor, row: Tensor, strength: float, *, flip: bool, stream: 
 
 
 def _move(image: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
-    """Shift by whole pixels (the edge repeated) and mirror, by gathering: its own second
-    derivative is zero, where grid_sample has no second derivative at all."""
+    """Shift by whole pixels (the edge repeated) and mirror, as products with selecting matrices:
+    many times faster backwards than indexing, and, unlike grid_sample, twice differentiable."""
     side = image.shape[-1]
     base = torch.arange(side, device=image.device)
     pixels = torch.round(shift * side).long()  # (B, 2)
     rows = (base[None] + pixels[:, :1]).clamp(0, side - 1)
     columns = (base[None] + pixels[:, 1:]).clamp(0, side - 1)
     columns = torch.where(mirror[:, None] < 0, side - 1 - columns, columns)
-    batch = torch.arange(len(image), device=image.device)[:, None, None]
-    moved = image.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]]
-    return moved.permute(0, 3, 1, 2)
+    pick_rows = F.one_hot(rows, side).to(image.dtype)[:, None]  # (B, 1, S, S)
+    pick_columns = F.one_hot(columns, side).to(image.dtype)[:, None]
+    return pick_rows @ image @ pick_columns.transpose(2, 3)
 
 
 def _keep(side: int, happens: Tensor, centre: Tensor) -> Tensor:

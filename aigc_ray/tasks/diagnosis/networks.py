@@ -42,6 +42,8 @@ class Embedding(nn.Module):
 class Generator(nn.Module):
     """(noise (B, 64), label) -> image (B, C, S, S): residual stages from 4..7 pixels up."""
 
+    layout = torch.channels_last  # faster on CPU and GPU alike
+
     def __init__(
         self, channels: int, size: int, classes: int, *, width: float, bf16: bool = False
     ) -> None:
@@ -60,7 +62,7 @@ class Generator(nn.Module):
     def forward(self, noise: Tensor, label: Tensor, known: Tensor) -> Tensor:
         gain = self.gain(torch.cat([noise, self.embed(label, known)], 1))
         x = self.basis * gain[:, :, None, None] / math.sqrt(2)
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=self.layout)
         x = self.stages[0](x)
         for widen, stage in zip(self.widen, self.stages[1:], strict=True):
             with low_precision(self.bf16, x.device):
@@ -75,6 +77,8 @@ class Critic(nn.Module):
     last product has no bias: its true gradient under a relativistic loss is zero, and the optimiser
     would amplify the rounding error in it until workers drift apart.
     """
+
+    layout = torch.channels_last
 
     def __init__(
         self, channels: int, size: int, classes: int, *, width: float, bf16: bool = False
@@ -94,7 +98,7 @@ class Critic(nn.Module):
         self.head = nn.Linear(widths[-1], classes)
 
     def forward(self, image: Tensor, label: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.image(image.contiguous(memory_format=torch.channels_last))
+        x = self.image(image.contiguous(memory_format=self.layout))
         for stage, narrow in zip(self.stages[:-1], self.narrow, strict=True):
             with low_precision(self.bf16, x.device):
                 x = narrow(smooth_down(stage(x)))

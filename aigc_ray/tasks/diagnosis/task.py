@@ -8,7 +8,6 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc_ray import losses, noise
@@ -288,20 +287,23 @@ class Diagnosis(Task):
         return Batch({"label": labels}, {"label": weight > 0}, weight, row)
 
     def _labels(self, wanted: Any, n: int) -> Tensor:
+        """The conditions of n samples, (n,) or (n, K)."""
         field = self.schema["label"]
-        if field.kind == "labels":
-            if isinstance(wanted, str):
-                wanted = [wanted]
-            chosen = [field.index(name) for name in wanted or []]
-            return (
-                F.one_hot(torch.tensor(chosen, dtype=torch.long), len(field.values))
-                .sum(0)[None]
-                .float()
-                .expand(n, -1)
-            )
+        several = field.kind == "labels"
+        names = wanted if several and isinstance(wanted, list) else [wanted]
         if wanted is None:
-            return torch.arange(n) % len(field.values)
-        return torch.full((n,), field.index(wanted))
+            return (
+                torch.zeros(n, len(field.values))
+                if several
+                else torch.arange(n) % len(field.values)
+            )
+        if not all(isinstance(name, str) and name in field.values for name in names):
+            form = "a list of names out of" if several else "one of"
+            raise UserError(f"class is {form} {', '.join(field.values)}; got {wanted!r}")
+        if not several:
+            return torch.full((n,), field.index(wanted))
+        flags = [float(value in names) for value in field.values]
+        return torch.tensor(flags).expand(n, -1)
 
     def _names(self, label: Tensor) -> Any:
         if label.dim() == 0:

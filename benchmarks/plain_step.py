@@ -1,0 +1,136 @@
+"""The straightforward PyTorch step of the default losses, and its improvements one by one."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from aigc_ray import losses, noise, rows
+from aigc_ray.adversary import Adversary
+from aigc_ray.task import Batch, Draw, Networks, Step
+from aigc_ray.tasks.diagnosis.augment import augment, pad_crop
+from aigc_ray.tasks.diagnosis.task import Diagnosis
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What a first version does not do yet."""
+
+    one_draw: bool = False  # generate once a step, not once for each player
+    joined: bool = False  # one critic forward and one penalty for real and generated rows
+    channels_last: bool = False
+    fused: bool = False  # AdamW in one kernel
+    bf16: bool = False
+
+
+LADDER = (
+    ("straightforward", Plain()),
+    ("one draw for both players", Plain(one_draw=True)),
+    ("joined forward and penalty", Plain(one_draw=True, joined=True)),
+    ("channels last", Plain(one_draw=True, joined=True, channels_last=True)),
+    ("fused optimiser", Plain(one_draw=True, joined=True, channels_last=True, fused=True)),
+    ("bfloat16", Plain(one_draw=True, joined=True, channels_last=True, fused=True, bf16=True)),
+)
+
+
+class PlainStep:
+    """A step by hand with the task's own networks and losses."""
+
+    def __init__(self, task: Diagnosis, how: Plain) -> None:
+        self.how = how
+        self.task = replace(task, precision="bf16" if how.bf16 else "fp32")
+        start = Adversary(self.task, seed=0)
+        self.networks: Networks = start.networks
+        if not how.channels_last:
+            for parameter in self.networks.parameters():
+                parameter.data = parameter.data.contiguous()
+            for name in ("generator", "critic"):
+                setattr(self.networks[name], "layout", torch.contiguous_format)  # noqa: B010
+        self.average = copy.deepcopy(self.networks).requires_grad_(False)
+        self.optimizers = {
+            player.network: torch.optim.AdamW(
+                self.networks[player.network].parameters(),
+                lr=player.optimizer.learning_rate,
+                betas=player.optimizer.betas,
+                eps=player.optimizer.epsilon,
+                fused=how.fused,
+                foreach=False if not how.fused else None,
+            )
+            for player in self.task.stages()[0].players
+        }
+
+    def step(self, real: Batch, strength: float) -> None:
+        turn = Step(_mean, 0.0, strength, lambda name, value: None)
+        with torch.set_grad_enabled(self.how.one_draw):
+            draw = self.task.draw(self._only("generator"), real)
+        if self.how.joined:
+            detached = Draw({k: v.detach() for k, v in draw.value.items()}, None)
+            self._learn(
+                "critic", self.task._critic_loss(self._only("critic"), real, detached, turn)
+            )
+        else:
+            self._learn("critic", self._critic_apart(real, draw, strength))
+        self._learn(
+            "recogniser",
+            self.task._recogniser_loss(self._only("recogniser"), real, None, turn)
+            if self.how.channels_last
+            else self._recogniser(real),
+        )
+        networks = self._only("generator")
+        if not self.how.one_draw:
+            draw = self.task.draw(networks, real)
+        self._learn("generator", self.task._generator_loss(networks, real, draw, turn))
+        for average, network in zip(
+            self.average.parameters(), self.networks.parameters(), strict=True
+        ):
+            average.lerp_(network.detach(), 0.01)
+
+    def _only(self, name: str) -> Networks:
+        for other, network in self.networks.items():
+            network.requires_grad_(other == name)
+        return self.networks
+
+    def _learn(self, name: str, loss: Tensor) -> None:
+        self.optimizers[name].zero_grad()
+        loss.backward()
+        self.optimizers[name].step()
+
+    def _critic_apart(self, real: Batch, draw: Draw, strength: float) -> Tensor:
+        critic = self._only("critic")["critic"]
+        label, known = real.value["label"], real.known["label"]
+        fake = draw.value["image"].detach()
+        logits, penalties, classes = [], [], torch.empty(0)
+        for offset, image in enumerate((real.value["image"], fake)):
+            image = image.float().clone().requires_grad_()
+            seen = augment(image, real.row + offset, strength, flip=False, stream="critic")
+            out, found = critic(seen, label, known)
+            classes = found if offset == 0 else classes
+            logits.append(out)
+            penalties.append(losses.gradient_penalty(out, image))
+        loss = losses.relativistic(logits[0], logits[1], real.weight, _mean)
+        loss = loss + 0.5 * self.task.gamma * _mean(penalties[0] + penalties[1], real.weight)
+        return loss + self.task.class_weight * _mean(
+            losses.recognition(classes, label), real.weight
+        )
+
+    def _recogniser(self, real: Batch) -> Tensor:
+        image = pad_crop(real.value["image"], real.row, flip=False)
+        logits = self._only("recogniser")["recogniser"](image)
+        return _mean(losses.recognition(logits, real.value["label"]), real.weight)
+
+
+def _mean(value: Tensor, weight: Tensor) -> Tensor:
+    return (value * weight).sum() / weight.sum()
+
+
+def batches(task: Diagnosis, columns: rows.Rows, size: int, count: int) -> list[Batch]:
+    """`count` batches of rows in order."""
+    made = []
+    for number in range(count):
+        part = slice(number * size, (number + 1) * size)
+        taken = {name: column[part] for name, column in columns.items()}
+        made.append(task.encode(taken, noise.keys(0, torch.arange(size) + number * size)))
+    return made

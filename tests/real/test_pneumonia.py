@@ -1,0 +1,79 @@
+"""Minutes on real X-rays: what is trained must beat what is trivial.
+
+Run by `make check-real` with AIGC_DATA_MIRROR set. The benchmarks hold the figures.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from aigc_ray import catalogue, registry, rows
+from aigc_ray.ingest import ingest, load_manifest
+from aigc_ray.model import Model
+from aigc_ray.tasks.diagnosis.data import encode
+from aigc_ray.tasks.diagnosis.metrics import auc
+from aigc_ray.tasks.diagnosis.task import Diagnosis
+from aigc_ray.train import train
+
+pytestmark = pytest.mark.real
+SETTINGS = {"num_workers": 2, "steps": 400, "validate_every": 100}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, ray):
+    """The data set, the summary of a training of some minutes, and its model."""
+    home = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIGC_HOME", str(home))
+        data = str(home / "data")
+        ingest(Diagnosis(), str(catalogue.fetch("pneumoniamnist")), data)
+        summary = train("diagnosis", data, SETTINGS)
+        return data, summary, Model.open(registry.fetch(summary["model"]))
+
+
+def images(data: str, split: str, model: Model) -> tuple[torch.Tensor, torch.Tensor]:
+    columns = rows.load(data, load_manifest(data), split, ["image", "label"])
+    batch = encode(columns, torch.zeros(len(columns["label"])), model.task.schema)
+    return batch.value["image"], batch.value["label"]
+
+
+@pytest.mark.timeout(1500)
+def test_recognition_beats_a_linear_model_on_pixels(trained):
+    data, summary, model = trained
+    train_images, train_labels = images(data, "train", model)
+    test_images, test_labels = images(data, "test", model)
+    linear = LogisticRegression(max_iter=500).fit(train_images.flatten(1), train_labels)
+    trivial = auc(linear.decision_function(test_images.flatten(1)), test_labels.numpy())
+    assert summary["metrics"]["test"]["auc"] > max(trivial, 0.9)
+    assert summary["metrics"]["test"]["acc"] > 0.7  # the larger class alone gives .625
+
+
+def test_generated_images_are_nearer_to_real_ones_than_untrained_and_of_their_class(trained):
+    data, _, model = trained
+    real, labels = images(data, "val", model)
+    condition = model.task._condition(labels[:256], torch.arange(256))
+    made = model.draw(condition).value["image"]
+    torch.manual_seed(0)
+    untrained = Model(model.task, [model.task.networks()], {}).draw(condition).value["image"]
+    near, far = (distance(real[256:512], images) for images in (made, untrained))
+    floor = distance(real[256:512], real[:256])
+    assert near < 0.5 * far and near < 20 * max(floor, 1e-3)
+    probability = model.recognise(condition._replace(value={"image": made}))["probability"]
+    assert float((probability.argmax(1) == labels[:256]).float().mean()) > 0.7
+
+
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Squared maximum mean discrepancy with a Gaussian kernel (Gretton et al. 2012), unbiased."""
+    one, other = (torch.nn.functional.avg_pool2d(x, 4).flatten(1) for x in (one, other))
+    scale = 2 * torch.cdist(one, one).median() ** 2
+
+    def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return torch.exp(-(torch.cdist(a, b) ** 2) / scale)
+
+    n, m = len(one), len(other)
+    within = (kernel(one, one).sum() - n) / (n * (n - 1)) + (kernel(other, other).sum() - m) / (
+        m * (m - 1)
+    )
+    return float(within - 2 * kernel(one, other).mean())
