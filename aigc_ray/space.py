@@ -54,7 +54,7 @@ def searched(
             space[full] = spread
     if not space:
         raise UserError(f"nothing is left to search; give a range as {APART}KEY=low..high")
-    return training, space
+    return training, dict(sorted(space.items()))  # in whatever order they were written
 
 
 def _full(training: Training, key: str) -> str:

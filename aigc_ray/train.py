@@ -139,9 +139,13 @@ def fit(job: dict[str, Any], training: Training, callbacks: Sequence[Any] = ()) 
     import ray.train
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """Ctrl-C stays what it is in Python: Ray's handler would outlive the training."""
+
     with session(cpus=training.num_workers + 2), Progress(job["run"]):
         for crashes in range(training.max_failures + 1):
-            trainer = TorchTrainer(
+            trainer = Trainer(
                 work,
                 train_loop_config=job,
                 torch_config=TorchConfig(backend="nccl" if training.gpu else "gloo"),

@@ -12,11 +12,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import ray.tune
@@ -233,14 +235,20 @@ class _Watch(ray.tune.Callback):  # type: ignore[misc]  # Ray is untyped
         self._say(trial.config["number"], f"over, as are {self.over} of {self.count}")
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        number, fault = trial.config["number"], trial.get_error()
-        cause = getattr(fault, "cause", None) or fault
+        number = trial.config["number"]
         self.over += 1
-        self.failed[number] = (str(cause).strip().splitlines() or [repr(cause)])[-1]
+        self.failed[number] = _reason(Path(trial.error_file).read_text())
         self._say(number, f"failed: {self.failed[number]}")
 
     def _say(self, number: int, text: str) -> None:
         print(f"trial {number}/{self.count}: {text}", file=sys.stderr, flush=True)
+
+
+def _reason(text: str) -> str:
+    """What went wrong last, out of what Ray wrote of a trial's failures."""
+    lines = [line.strip() for line in text.split("Failure #")[-1].splitlines()[1:] if line.strip()]
+    told = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Exit): ", line)]
+    return (told or lines or ["its process ended"])[-1 if told else 0]
 
 
 @contextmanager

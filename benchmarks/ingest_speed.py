@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +105,18 @@ def measure(images: int, pairs: int, folder: Path) -> dict[str, Any]:
         if not (path / "labels.csv").exists():
             make(path, count)
     plains, ingests, ratios, same_work, starts = [], [], [], [], []
+    work: list[list[float]] = []  # CPU microseconds an image, plain and ingest
     others = [record.busy()]
     with cluster.session():
         ingested(str(tiny), str(folder / "warm"))  # the workers' imports
         plain(str(tiny))
         for pair in range(pairs):
+            marks = [record.cpu_seconds()]
             reader = plain(str(large))
+            marks.append(record.cpu_seconds())
             writer = ingested(str(large), str(folder / f"out-{pair}"))
+            marks.append(record.cpu_seconds())
+            work.append([(after - before) / images * 1e6 for before, after in pairwise(marks)])
             assert reader["images"] == writer["images"] == images, (reader, writer)
             same = ingested(str(large), str(folder / f"same-{pair}"), parallel=0)
             same_work.append(same["seconds"] / writer["seconds"])
@@ -137,6 +143,8 @@ def measure(images: int, pairs: int, folder: Path) -> dict[str, Any]:
         "speedup_max": max(ratios),
         "speedup_same_work": record.spread(same_work)["median"],
         "speedup_with_start": record.spread(starts)["median"],
+        "plain_cpu_microseconds": record.spread([pair[0] for pair in work])["median"],
+        "cpu_microseconds": record.spread([pair[1] for pair in work])["median"],
         "cores_busy_with_others": max(others),
         f"peak_memory_{SMALL}": few,
         f"peak_memory_{images}": many,

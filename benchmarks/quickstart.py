@@ -1,0 +1,36 @@
+"""Seconds a phase and peak memory of `aigc-ray quickstart --exit`, from an empty home."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+from aigc_ray.cluster import STORE_BYTES
+from benchmarks.record import PeakMemory, save
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "AIGC_HOME": home, "XDG_CACHE_HOME": f"{home}/cache"}
+        command = [sys.executable, "-m", "aigc_ray", "quickstart", "--exit", "--json"]
+        command += ["--port", "8017"]
+        with PeakMemory() as memory:
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+            )
+    found = json.loads(done.stdout)
+    metrics = {
+        "seconds": found["seconds"],
+        "peak_memory_gib": round((memory.bytes + STORE_BYTES) / 2**30, 2),
+        "test": found["metrics"]["test"],
+        "synthetic": found["synthetic"],
+        "training": found["training"],
+    }
+    save("quickstart", metrics, seeds=[0], command="python -m benchmarks.quickstart")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The tables of the documents, written from the result files between their markers.
+
+`python -m benchmarks.tables` rewrites them; a test fails when a document differs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = ("README.md", "benchmarks/README.md")
+MARKED = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def results(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ROOT / "benchmarks/results" / f"{name}.json").read_text())
+    return found
+
+
+def filled(document: str) -> str:
+    """A document's text with each marked table made anew."""
+    text = (ROOT / document).read_text()
+    return MARKED.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
+
+
+def main() -> None:
+    for document in DOCUMENTS:
+        (ROOT / document).write_text(filled(document))
+
+
+# --- one function a table -----------------------------------------------------------------------
+
+
+def _rows(head: str, rows: list[tuple[Any, ...]]) -> str:
+    columns = head.count("|") + 1
+    lines = [f"| {head} |", "|" + "---|" * columns]
+    return "\n".join(lines + [f"| {' | '.join(map(str, row))} |" for row in rows])
+
+
+def _spread(value: dict[str, float], digits: int = 2) -> str:
+    return f"{value['mean']:.{digits}f} ± {value['sd']:.{digits}f} (n = {value['n']})"
+
+
+def _machine(found: dict[str, Any]) -> str:
+    machine = found["machine"]
+    return f"{machine['cores']} CPU cores, {machine['cpu']}"
+
+
+def quickstart() -> str:
+    found = results("quickstart")
+    metrics = found["metrics"]
+    rows: list[tuple[Any, ...]] = [(p, f"{s:.1f}") for p, s in metrics["seconds"].items()]
+    rows.append(("peak memory, GiB", f"{metrics['peak_memory_gib']:.1f}"))
+    for name, value in metrics["test"].items():
+        rows.append((f"test {name}", f"{value:.3f}"))
+    return _rows("phase | seconds", rows) + f"\n\n{_machine(found)}, {found['date'][:10]}."
+
+
+def train_speed() -> str:
+    found = results("train_speed")
+    metrics = found["metrics"]
+    rows: list[tuple[Any, ...]] = [
+        ("images/s through Ray Train", _spread(metrics["images_per_second"], 1)),
+        ("images/s of a bare torchrun loop", _spread(metrics["torchrun_images_per_second"], 1)),
+        ("ratio, pair by pair", _spread(metrics["ratio_vs_torchrun"], 3)),
+    ]
+    return _rows("training, two workers | ", rows) + f"\n\n{_machine(found)}, {found['date'][:10]}."
+
+
+def step_speed() -> str:
+    found = results("train_speed")
+    rows = [
+        (name, f"{value['ms']:.0f}", f"{value['speedup']:.2f}")
+        for name, value in found["metrics"]["steps"].items()
+    ]
+    return _rows("step of one worker, each line with those above | ms | speed-up", rows)
+
+
+def ingest_speed() -> str:
+    found = results("ingest_speed")
+    metrics = found["metrics"]
+    rows = [
+        (name.replace("_", " "), _plain(name, value))
+        for name, value in metrics.items()
+        if isinstance(value, (int, float)) or (isinstance(value, dict) and "mean" in value)
+    ]
+    return _rows("ingestion of 256×256 PNG | ", rows) + f"\n\n{_machine(found)}."
+
+
+def _plain(name: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{value['mean']:.2f} ± {value['sd']:.2f}"
+    if "memory_5" in name or "memory_2" in name:
+        return f"{value / 2**20:.0f} MiB"
+    return f"{value:.2f}"
+
+
+TABLES = {
+    "quickstart": quickstart,
+    "train_speed": train_speed,
+    "step_speed": step_speed,
+    "ingest_speed": ingest_speed,
+}
+
+if __name__ == "__main__":
+    main()
