@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -124,18 +123,3 @@ class _Basic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.norm1(self.conv1(x)))
         return F.relu(self.norm2(self.conv2(y)) + self.short(x))
-
-
-def keep_memory() -> None:
-    """Let this process keep the memory that it frees, where the C library is glibc.
-
-    By default glibc hands every large block back and fetches it again, zeroed page by page, at each
-    use: a fifth of the critic's step on a CPU (benchmarks/train_speed.py).
-    """
-    with suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the most that it takes
-        library.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h

@@ -67,6 +67,8 @@ def session(cpus: int | None = None, *, logs: bool = False) -> Iterator[None]:
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # Unused, it would send a report of use to the internet from a hospital's network.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Figures that nobody looks at without a dashboard; on two cores gathering them is felt.
+    os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
     # A socket's path has at most 107 characters, of which Ray's own part takes about 60.
     short = "/tmp" if Path("/tmp").is_dir() else None
     folder = tempfile.mkdtemp(prefix="ray-", dir=short)

@@ -21,7 +21,7 @@ from aigc_ray.tasks.diagnosis import phantoms
 from aigc_ray.train import train
 
 # What fits into six minutes of two cores; `aigc-ray train` without settings trains for longer.
-SETTINGS = {"num_workers": 2, "steps": 600, "validate_every": 100}
+SETTINGS = {"num_workers": 2, "steps": 400, "validate_every": 100}
 WORKERS = 2
 BUCKET = "aigc-quickstart"
 

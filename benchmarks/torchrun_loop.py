@@ -17,7 +17,6 @@ import torch.distributed as dist
 
 from aigc_ray import config, noise, rows
 from aigc_ray.adversary import HELD_BACK_EVERY, Adversary
-from aigc_ray.blocks import keep_memory
 from aigc_ray.train import configure
 
 
@@ -27,7 +26,6 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // world))
-    keep_memory()  # so that the comparison is of the loops, not of the allocator
     task = training.task
     columns = [field.name for field in task.schema.fields]
     train, val = (rows.load(data, facts, part, columns) for part in ("train", "val"))

@@ -22,7 +22,7 @@ import torch
 from aigc_ray import config, rows
 from aigc_ray.adversary import Adversary
 from aigc_ray.tasks.diagnosis.task import Diagnosis
-from aigc_ray.train import configure
+from aigc_ray.train import KEEP_MEMORY, configure
 from benchmarks.plain_step import LADDER, PlainStep, batches
 from benchmarks.record import save
 
@@ -97,7 +97,8 @@ def _environment() -> dict[str, str]:
     import os
 
     root = str(Path(__file__).parents[1])
-    return {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    # The peer gets the allocator's settings too: the comparison is of the loops.
+    return {**os.environ, **KEEP_MEMORY, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
 
 
 def step_seconds(data: str, rounds: int) -> dict[str, float]:
