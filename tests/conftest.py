@@ -33,9 +33,9 @@ def free_port():
         return probe.getsockname()[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray():
-    """One Ray for all tests that do not need their own."""
+    """One Ray for a module: its processes keep the environment that they started with."""
     from aigc_ray.cluster import session
 
     with session(cpus=8):

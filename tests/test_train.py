@@ -257,11 +257,19 @@ def test_data_that_are_not_there_are_refused(tmp_path):
         {"network": "classic", "loss": "classic"},
         {"loss": "classic"},
         {"precision": "bf16"},
-        {"data": "stream", "num_workers": 1, "batch_size": 2},
     ],
     ids=str,
 )
-def test_every_way_of_training_runs(data, settings, ray):
+def test_every_way_of_training_runs(data, settings):
     settings = TINY | {"num_workers": 0, "steps": 2, "batch_size": 8} | settings
     summary = train("diagnosis", data, settings, register=False)
+    assert summary["training"]["steps"] == 2
+
+
+def test_a_streamed_training_runs_and_a_set_too_small_for_it_is_refused(data, ray, tmp_path):
+    settings = TINY | {"num_workers": 1, "steps": 2, "batch_size": 2, "data": "stream"}
+    with pytest.raises(UserError, match="1 row groups, too few to stream in 2 lanes"):
+        train("diagnosis", data, settings)
+    larger = ingested(tmp_path, train=600, val=600)
+    summary = train("diagnosis", larger, settings, register=False)
     assert summary["training"]["steps"] == 2

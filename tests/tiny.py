@@ -18,8 +18,8 @@ TINY = {
 }
 
 
-def ingested(folder: Path, *, train: int = 96, size: int = 28) -> str:
+def ingested(folder: Path, *, train: int = 96, val: int = 32, size: int = 28) -> str:
     """A data set of phantoms in a folder; its URI."""
-    phantoms.write(folder / "phantoms.npz", train=train, val=32, test=32, size=size)
+    phantoms.write(folder / "phantoms.npz", train=train, val=val, test=32, size=size)
     ingest(Diagnosis(), str(folder / "phantoms.npz"), str(folder / "data"))
     return str(folder / "data")
