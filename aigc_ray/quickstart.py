@@ -63,7 +63,7 @@ def quickstart(*, s3: bool = False, leave: bool = False, port: int = 8000) -> di
         address = f"http://127.0.0.1:{port}"
         done("serve", address)
         answer = _ask(address, data)
-        done("request", json.dumps(answer["answers"][0] if "answers" in answer else answer))
+        done("request", json.dumps(answer["items"][0]))
         total = round(time.monotonic() - began, 1)
         report = summary["report"]
         print(f"the page    {address}\nthe report  {report}\nin {total} s", file=sys.stderr)

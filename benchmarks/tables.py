@@ -46,7 +46,7 @@ def _spread(value: dict[str, float], digits: int = 2) -> str:
 
 def _machine(found: dict[str, Any]) -> str:
     machine = found["machine"]
-    return f"{machine['cores']} CPU cores, {machine['cpu']}"
+    return f"{machine['cores']} CPU cores ({machine['cpu']})"
 
 
 def quickstart() -> str:

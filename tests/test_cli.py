@@ -15,6 +15,7 @@ import pytest
 
 from aigc_ray import catalogue, quickstart
 from aigc_ray.cli import main
+from aigc_ray.tasks.diagnosis import phantoms
 from tests.tiny import TINY, ingested
 
 SETTINGS = [f"{key}={value}" for key, value in (TINY | {"steps": 4, "num_workers": 0}).items()]
@@ -174,5 +175,6 @@ def test_the_quickstart_goes_the_whole_way_through_s3(monkeypatch, capsys, free_
     result = json.loads(out)
     assert result["synthetic"] and "phantoms" in err
     assert result["answer"]["model"]["version"] == 1
+    assert set(result["answer"]["items"][0]["probabilities"]) == set(phantoms.CLASSES)
     assert set(result["seconds"]) >= {"data", "ingest", "train", "serve", "request", "total"}
     assert result["report"].startswith("s3://")
