@@ -11,7 +11,13 @@ from aigc_ray.errors import UserError
 def listed() -> list[dict[str, Any]]:
     """Every run, newest first: name, state, step, validation metrics."""
     found = [_brief(name) for name in _names()]
-    return sorted(found, key=lambda run: run["created"], reverse=True)
+    # Two runs of one second are told apart by their ordinals.
+    return sorted(found, key=_age, reverse=True)
+
+
+def _age(run: dict[str, Any]) -> tuple[str, int]:
+    ordinal = run["name"].rpartition("-")[2]
+    return run["created"], int(ordinal) if ordinal.isdigit() else 0
 
 
 def show(name: str) -> dict[str, Any]:
