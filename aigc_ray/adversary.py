@@ -8,7 +8,6 @@ taken up again bit for bit.
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -202,21 +201,17 @@ class Adversary:
             for number, entry in optimizer.state_dict()["state"].items():
                 for key, value in entry.items():
                     tensors[f"optimizer.{name}.{number}.{key}"] = value
-        probabilities = 0
         for number, draw in enumerate(self.pool):
             for key, value in draw.value.items():
                 tensors[f"pool.{number}.{key}"] = value
             if draw.log_probability is not None:
                 tensors[f"pool.{number}"] = draw.log_probability
-                probabilities += 1
         plain = {
             "step": self.step_number,
             "strength": self.strength,
             "skipped": self.skipped,
             "pool": len(self.pool),
-            "pool_probabilities": probabilities,
         }
-        json.dumps(plain)
         return tensors, plain
 
     def start_from(self, averaged: Mapping[str, Tensor]) -> None:

@@ -52,11 +52,13 @@ def _machine(found: dict[str, Any]) -> str:
 def quickstart() -> str:
     found = results("quickstart")
     metrics = found["metrics"]
-    rows: list[tuple[Any, ...]] = [(p, f"{s:.1f}") for p, s in metrics["seconds"].items()]
-    rows.append(("peak memory, GiB", f"{metrics['peak_memory_gib']:.1f}"))
+    rows: list[tuple[Any, ...]] = [
+        (phase, f"{seconds:.1f} s") for phase, seconds in metrics["seconds"].items()
+    ]
+    rows.append(("peak memory", f"{metrics['peak_memory_gib']:.1f} GiB"))
     for name, value in metrics["test"].items():
         rows.append((f"test {name}", f"{value:.3f}"))
-    return _rows("phase | seconds", rows) + f"\n\n{_machine(found)}, {found['date'][:10]}."
+    return _rows("quickstart, one seed | ", rows) + f"\n\n{_machine(found)}, {found['date'][:10]}."
 
 
 def train_speed() -> str:

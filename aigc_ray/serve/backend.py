@@ -18,7 +18,7 @@ from ray.serve.exceptions import (
 
 from aigc_ray.serve.problems import Problem, busy, down
 
-BATCH = 16  # items in a call; more did not make an item cheaper (notes/ray.md)
+BATCH = 16  # items in a call; more did not make an item cheaper
 WAIT_SECONDS = 0.004  # for more requests before a batch that is not full leaves
 WAITING = 512  # items that may wait for the model; beyond, clients are asked to come back
 PREDICT_SECONDS = 60.0  # for a batch, a dead replica's replacement included

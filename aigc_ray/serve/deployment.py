@@ -101,7 +101,7 @@ class TaskServer:
         """Answers in the items' order; a bad item has `error` and `field` in place of an answer.
 
         It computes on the event loop: handed to a thread, the next batch would start at once
-        with the few requests that have come, and batches would never fill (notes/ray.md).
+        with the few requests that have come, and batches would never fill.
         """
         model, name = self._served  # a promotion meanwhile changes nothing for this call
         answers: list[dict[str, Any]] = [FAULT] * len(items)
