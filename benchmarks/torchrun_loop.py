@@ -49,8 +49,10 @@ def main() -> None:
         adversary.step(*batches)
     seconds = time.perf_counter() - began
     if rank == 0:
-        print(json.dumps((int(steps) - int(warm_up)) * training.batch_size / seconds))
+        rate = (int(steps) - int(warm_up)) * training.batch_size / seconds
+        print(json.dumps(rate), flush=True)
     dist.destroy_process_group()
+    os._exit(0)  # gloo's threads outlive the group and may abort an interpreter that shuts down
 
 
 if __name__ == "__main__":
