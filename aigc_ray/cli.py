@@ -208,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
         return made
 
     def settings(made: argparse.ArgumentParser) -> None:
-        made.add_argument("settings", nargs="*", metavar="key=value", help="settings")
+        made.add_argument("settings", nargs="*", default=[], metavar="key=value", help="settings")
 
     def actions(name: str, function: Verb, text: str) -> Callable[..., argparse.ArgumentParser]:
         made = verbs.add_parser(name, help=text, description=text)

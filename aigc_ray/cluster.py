@@ -17,6 +17,15 @@ from aigc_ray import storage
 from aigc_ray.errors import UserError
 
 STORE_BYTES = 300_000_000  # of the object store; blocks in flight are bounded by it
+# Of a private Ray. What gathers figures that nobody looks at, or watches for machines to be taken
+# away, costs a tenth of a core, which on two cores is felt.
+PRIVATE = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # else it reports its use to the internet
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
 
 
 def cpus() -> int:
@@ -36,17 +45,18 @@ def refuse_relative_home() -> None:
 
 
 @contextmanager
-def session(cpus: int | None = None, *, logs: bool = False) -> Iterator[None]:
+def session(cpus: int | None = None, *, logs: bool = False) -> Iterator[bool]:
     """Ray, for the length of a `with` block.
 
     Ray that runs already is used and left running; RAY_ADDRESS (set in every submitted job) is
     followed; else a private Ray of `cpus` cores starts on the loopback address and ends with the
-    block. With `logs` what the workers print is repeated here, on stderr as well as stdout.
+    block: the block is told whether it is private. With `logs` what the workers print is repeated
+    here, on stderr as well as stdout.
     """
     import ray
 
     if ray.is_initialized():
-        yield
+        yield False
         return
     quiet = {"log_to_driver": logs, "logging_level": logging.WARNING}
     if os.environ.get("RAY_ADDRESS"):
@@ -56,7 +66,7 @@ def session(cpus: int | None = None, *, logs: bool = False) -> Iterator[None]:
             address = os.environ["RAY_ADDRESS"]
             raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address!r}") from error
         try:
-            yield
+            yield False
         finally:
             ray.shutdown()
         return
@@ -65,10 +75,8 @@ def session(cpus: int | None = None, *, logs: bool = False) -> Iterator[None]:
         # home directory, where one would turn it on for whatever Ray the user starts later.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    # Unused, it would send a report of use to the internet from a hospital's network.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Figures that nobody looks at without a dashboard; on two cores gathering them is felt.
-    os.environ.setdefault("REPORTER_UPDATE_INTERVAL_MS", "60000")
+    for name, value in PRIVATE.items():
+        os.environ.setdefault(name, value)
     # A socket's path has at most 107 characters, of which Ray's own part takes about 60.
     short = "/tmp" if Path("/tmp").is_dir() else None
     folder = tempfile.mkdtemp(prefix="ray-", dir=short)
@@ -82,7 +90,7 @@ def session(cpus: int | None = None, *, logs: bool = False) -> Iterator[None]:
             _temp_dir=folder,
             **quiet,
         )
-        yield
+        yield True
     finally:
         ray.shutdown()
         _remove(Path(folder))

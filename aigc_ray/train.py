@@ -153,7 +153,16 @@ def fit(job: dict[str, Any], training: Training, callbacks: Sequence[Any] = ()) 
         def _register_sigint_handler(self, controller: Any) -> None:
             """Ctrl-C stays what it is in Python: Ray's handler would outlive the training."""
 
-    with session(cpus=training.num_workers + 2), Progress(job["run"]):
+        def _create_default_callbacks(self) -> list[Any]:
+            """Without the actors that idle beside a training: the manager of data sets, of which
+            Ray is given none, and the cleaner of what a private Ray takes along when it ends."""
+            unused = {"DatasetsCallback"}
+            if private:
+                unused.add("PlacementGroupCleanerCallback")
+            made = super()._create_default_callbacks()
+            return [callback for callback in made if type(callback).__name__ not in unused]
+
+    with session(cpus=training.num_workers + 2) as private, Progress(job["run"]):
         for crashes in range(training.max_failures + 1):
             trainer = Trainer(
                 work,

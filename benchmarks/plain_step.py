@@ -6,12 +6,11 @@ import copy
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from aigc_ray import losses, noise, rows
+from aigc_ray import noise, rows
 from aigc_ray.adversary import Adversary
 from aigc_ray.task import Batch, Draw, Networks, Step
-from aigc_ray.tasks.diagnosis.augment import augment, pad_crop
 from aigc_ray.tasks.diagnosis.task import Diagnosis
 
 
@@ -20,8 +19,7 @@ class Plain:
     """What a first version does not do yet."""
 
     one_draw: bool = False  # generate once a step, not once for each player
-    joined: bool = False  # one critic forward and one penalty for real and generated rows
-    channels_last: bool = False
+    channels_last: bool = False  # in weights and in every derivative
     fused: bool = False  # AdamW in one kernel
     bf16: bool = False
 
@@ -29,11 +27,14 @@ class Plain:
 LADDER = (
     ("straightforward", Plain()),
     ("one draw for both players", Plain(one_draw=True)),
-    ("joined forward and penalty", Plain(one_draw=True, joined=True)),
-    ("channels last", Plain(one_draw=True, joined=True, channels_last=True)),
-    ("fused optimiser", Plain(one_draw=True, joined=True, channels_last=True, fused=True)),
-    ("bfloat16", Plain(one_draw=True, joined=True, channels_last=True, fused=True, bf16=True)),
+    ("channels last", Plain(one_draw=True, channels_last=True)),
+    ("fused optimiser", Plain(one_draw=True, channels_last=True, fused=True)),
+    ("bfloat16", Plain(one_draw=True, channels_last=True, fused=True, bf16=True)),
 )
+
+
+def contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(tensor.contiguous() for tensor in inputs)
 
 
 class PlainStep:
@@ -47,8 +48,9 @@ class PlainStep:
         if not how.channels_last:
             for parameter in self.networks.parameters():
                 parameter.data = parameter.data.contiguous()
-            for name in ("generator", "critic"):
-                setattr(self.networks[name], "layout", torch.contiguous_format)  # noqa: B010
+            for module in self.networks.modules():
+                if isinstance(module, nn.Conv2d | nn.BatchNorm2d):
+                    module.register_forward_pre_hook(contiguous)
         self.average = copy.deepcopy(self.networks).requires_grad_(False)
         self.optimizers = {
             player.network: torch.optim.AdamW(
@@ -66,19 +68,10 @@ class PlainStep:
         turn = Step(_mean, 0.0, strength, lambda name, value: None)
         with torch.set_grad_enabled(self.how.one_draw):
             draw = self.task.draw(self._only("generator"), real)
-        if self.how.joined:
-            detached = Draw({k: v.detach() for k, v in draw.value.items()}, None)
-            self._learn(
-                "critic", self.task._critic_loss(self._only("critic"), real, detached, turn)
-            )
-        else:
-            self._learn("critic", self._critic_apart(real, draw, strength))
-        self._learn(
-            "recogniser",
-            self.task._recogniser_loss(self._only("recogniser"), real, None, turn)
-            if self.how.channels_last
-            else self._recogniser(real),
-        )
+        detached = Draw({k: v.detach() for k, v in draw.value.items()}, None)
+        self._learn("critic", self.task._critic_loss(self._only("critic"), real, detached, turn))
+        recogniser = self._only("recogniser")
+        self._learn("recogniser", self.task._recogniser_loss(recogniser, real, None, turn))
         networks = self._only("generator")
         if not self.how.one_draw:
             draw = self.task.draw(networks, real)
@@ -97,29 +90,6 @@ class PlainStep:
         self.optimizers[name].zero_grad()
         loss.backward()
         self.optimizers[name].step()
-
-    def _critic_apart(self, real: Batch, draw: Draw, strength: float) -> Tensor:
-        critic = self._only("critic")["critic"]
-        label, known = real.value["label"], real.known["label"]
-        fake = draw.value["image"].detach()
-        logits, penalties, classes = [], [], torch.empty(0)
-        for offset, image in enumerate((real.value["image"], fake)):
-            image = image.float().clone().requires_grad_()
-            seen = augment(image, real.row + offset, strength, flip=False, stream="critic")
-            out, found = critic(seen, label, known)
-            classes = found if offset == 0 else classes
-            logits.append(out)
-            penalties.append(losses.gradient_penalty(out, image))
-        loss = losses.relativistic(logits[0], logits[1], real.weight, _mean)
-        loss = loss + 0.5 * self.task.gamma * _mean(penalties[0] + penalties[1], real.weight)
-        return loss + self.task.class_weight * _mean(
-            losses.recognition(classes, label), real.weight
-        )
-
-    def _recogniser(self, real: Batch) -> Tensor:
-        image = pad_crop(real.value["image"], real.row, flip=False)
-        logits = self._only("recogniser")["recogniser"](image)
-        return _mean(losses.recognition(logits, real.value["label"]), real.weight)
 
 
 def _mean(value: Tensor, weight: Tensor) -> Tensor:

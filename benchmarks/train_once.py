@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
+from typing import Any
 
-from aigc_ray import config, storage
+from aigc_ray import config, runs, storage
 from aigc_ray.train import train
 
 
 def main() -> None:
     data, warm_up, *settings = sys.argv[1:]
     pairs = config.parse(settings)
-    # The first look is where the warm-up ends; the last, at the end.
-    steps, batch = int(pairs["steps"]), int(pairs["batch_size"])
-    pairs["validate_every"] = warm_up
+    marks: list[dict[str, Any]] = []
+    threading.Thread(target=watch, args=(int(warm_up), marks), daemon=True).start()
     summary = train("diagnosis", data, pairs, register=False)
-    state = storage.read_json(storage.join(summary["uri"], "progress.json"))
-    first, last = state["history"][0], state["history"][-1]
+    first = marks[0]
+    last = storage.read_json(storage.join(summary["uri"], "progress.json"))["history"][-1]
     seconds = (last["elapsed"] - last["aside"]) - (first["elapsed"] - first["aside"])
-    print(json.dumps((steps - first["step"]) * batch / seconds))
+    images = (last["step"] - first["step"]) * int(pairs["batch_size"])
+    print(json.dumps(images / seconds))
+
+
+def watch(warm_up: int, marks: list[dict[str, Any]]) -> None:
+    """Note the first progress of this home's only run that is past the warm-up."""
+    while not marks:
+        time.sleep(0.5)
+        for run in runs.listed():
+            progress = runs.show(run["name"])["progress"]
+            if progress and progress["now"]["step"] >= warm_up:
+                marks.append(progress["now"])
 
 
 if __name__ == "__main__":

@@ -32,14 +32,16 @@ WORKERS, BATCH, WARM_UP = 2, 64, 20
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", help="URI of an ingested data set")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    pairs = [
-        (through_ray(options.data, options.steps), by_torchrun(options.data, options.steps))
-        for _ in range(options.pairs)
-    ]
+    pairs = []
+    for number in range(options.pairs):
+        order = (through_ray, by_torchrun) if number % 2 == 0 else (by_torchrun, through_ray)
+        rate = {run: run(options.data, options.steps) for run in order}
+        pairs.append((rate[through_ray], rate[by_torchrun]))
+        print(f"pair {number + 1}: {pairs[-1][0]:.1f} and {pairs[-1][1]:.1f} images/s", flush=True)
     ratios = [ours / theirs for ours, theirs in pairs]
     seconds = step_seconds(options.data, options.rounds)
     ladder = {

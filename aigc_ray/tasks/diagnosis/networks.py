@@ -42,8 +42,6 @@ class Embedding(nn.Module):
 class Generator(nn.Module):
     """(noise (B, 64), label) -> image (B, C, S, S): residual stages from 4..7 pixels up."""
 
-    layout = torch.channels_last  # faster on CPU and GPU alike
-
     def __init__(
         self, channels: int, size: int, classes: int, *, width: float, bf16: bool = False
     ) -> None:
@@ -52,7 +50,7 @@ class Generator(nn.Module):
         widths = _widths(size, width)
         self.embed = Embedding(classes, NOISE)
         self.gain = nn.Linear(2 * NOISE, widths[0])
-        self.basis = nn.Parameter(torch.randn(widths[0], base_of(size), base_of(size)))
+        self.basis = nn.Parameter(torch.randn(base_of(size), base_of(size), widths[0]))
         self.widen = nn.ModuleList(
             convolution(a, b, 1) if a != b else nn.Identity() for a, b in pairwise(widths)
         )
@@ -61,9 +59,8 @@ class Generator(nn.Module):
 
     def forward(self, noise: Tensor, label: Tensor, known: Tensor) -> Tensor:
         gain = self.gain(torch.cat([noise, self.embed(label, known)], 1))
-        x = self.basis * gain[:, :, None, None] / math.sqrt(2)
-        x = x.contiguous(memory_format=self.layout)
-        x = self.stages[0](x)
+        x = self.basis * gain[:, None, None, :] / math.sqrt(2)
+        x = self.stages[0](x.permute(0, 3, 1, 2))
         for widen, stage in zip(self.widen, self.stages[1:], strict=True):
             with low_precision(self.bf16, x.device):
                 x = stage(smooth_up(widen(x)))
@@ -78,32 +75,33 @@ class Critic(nn.Module):
     would amplify the rounding error in it until workers drift apart.
     """
 
-    layout = torch.channels_last
-
     def __init__(
         self, channels: int, size: int, classes: int, *, width: float, bf16: bool = False
     ) -> None:
         super().__init__()
         self.bf16 = bf16
         widths = _widths(size, width)[::-1]
-        self.image = convolution(channels, widths[0], 1)
+        self.image = nn.Linear(channels, widths[0], bias=False)
         self.stages = nn.ModuleList(Residual(w, len(widths)) for w in widths)
         self.narrow = nn.ModuleList(
             convolution(a, b, 1) if a != b else nn.Identity() for a, b in pairwise(widths)
         )
         base = base_of(size)
-        self.gather = nn.Parameter(torch.randn(widths[-1], base, base) / base)
+        self.gather = nn.Parameter(torch.randn(base, base, widths[-1]) / base)
         self.features = nn.Linear(widths[-1], widths[-1], bias=False)
         self.embed = Embedding(classes, widths[-1])
         self.head = nn.Linear(widths[-1], classes)
 
     def forward(self, image: Tensor, label: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-        x = self.image(image.contiguous(memory_format=self.layout))
-        for stage, narrow in zip(self.stages[:-1], self.narrow, strict=True):
-            with low_precision(self.bf16, x.device):
+        with low_precision(self.bf16, image.device):
+            # A product over the last dimension: it keeps the channels last through every
+            # derivative, where a convolution of one channel would turn the layout round.
+            x = self.image(image.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            for stage, narrow in zip(self.stages[:-1], self.narrow, strict=True):
                 x = narrow(smooth_down(stage(x)))
         x = self.stages[-1](x.float())
-        x = self.features((x * self.gather).sum((2, 3)))  # a depth-wise convolution of full size
+        # A depth-wise convolution of full size.
+        x = self.features((x.permute(0, 2, 3, 1) * self.gather).sum((1, 2)))
         logits = (x * self.embed(label, known)).sum(1) / math.sqrt(x.shape[1])
         return logits, self.head(x)
 

@@ -169,27 +169,25 @@ class Diagnosis(Task):
         critic = networks["critic"]
         label, known = real.value["label"], real.known["label"]
         gamma = self.gamma * (1 - (1 - self.penalty_final) * step.progress)
-        images = torch.cat([real.value["image"], fake.value["image"].float()])
-        images.requires_grad_(gamma > 0)
         strength = min(step.strength, self.augmentation)
-        rows = torch.cat([real.row, real.row + 1])  # real and fake are changed apart
-        seen = augment(images, rows, strength, flip=self.flip, stream="critic")
-        labels, knowns = torch.cat([label, label]), torch.cat([known, known])
-        if self.network == "classic":  # batch statistics of real and fake rows are kept apart
-            real_logits, classes = critic(seen[: len(label)], label, known)
-            fake_logits, _ = critic(seen[len(label) :], label, known)
-        else:
-            logits, classes = critic(seen, labels, knowns)
-            real_logits, fake_logits = logits.chunk(2)
-            classes = classes[: len(label)]
+        logits, penalties = [], []
+        # Real and generated rows are changed apart and seen apart: each forward fits the cache of
+        # a CPU better than one over both, and statistics over a batch are not mixed.
+        for offset, image in ((1, fake.value["image"].float()), (0, real.value["image"])):
+            image = image.detach().requires_grad_(gamma > 0)
+            row = real.row + offset
+            seen = augment(image, row, strength, flip=self.flip, stream="critic")
+            out, classes = critic(seen, label, known)
+            logits.append(out)
+            if gamma > 0:
+                penalties.append(losses.gradient_penalty(out, image))
+        fake_logits, real_logits = logits
         if self.loss == "relativistic":
             loss = losses.relativistic(real_logits, fake_logits, real.weight, step.mean)
         else:
             loss = losses.classic_critic(real_logits, fake_logits, real.weight, step.mean)
         if gamma > 0:
-            penalty = losses.gradient_penalty(logits, images)
-            halves = penalty[: len(label)] + penalty[len(label) :]
-            loss = loss + 0.5 * gamma * step.mean(halves, real.weight)
+            loss = loss + 0.5 * gamma * step.mean(penalties[0] + penalties[1], real.weight)
         recognition = losses.recognition(classes, label)
         return loss + self.class_weight * step.mean(recognition, real.weight * known)
 
