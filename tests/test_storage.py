@@ -19,6 +19,7 @@ import pytest
 
 from aigc_ray import storage
 from aigc_ray.errors import UserError
+from aigc_ray.s3 import Bucket, client
 from tests.s3 import Faulty, place, serving, use
 
 __all__ = ["place"]  # a fixture
@@ -119,10 +120,10 @@ def test_a_download_stays_inside_its_folder(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outside = tmp_path / "outside"  # as the second half of "prefix//tmp/…/outside"
-    monkeypatch.setattr(storage._Bucket, "files", lambda self: {str(outside): 1})
+    monkeypatch.setattr(Bucket, "files", lambda self: {str(outside): 1})
     with pytest.raises(UserError, match="would be written outside"):
         storage.download(f"{s3}/prefix", tmp_path / "inside")
-    monkeypatch.setattr(storage._Bucket, "files", lambda self: {"../outside": 1})
+    monkeypatch.setattr(Bucket, "files", lambda self: {"../outside": 1})
     with pytest.raises(UserError, match="holds no files"):  # a hidden name
         storage.download(f"{s3}/prefix", tmp_path / "inside")
 
@@ -336,7 +337,7 @@ def test_an_endpoint_that_takes_the_connection_and_is_silent_is_given_up(
         with pytest.raises(UserError, match="does not answer"):
             storage.read_bytes("s3://bucket/key")
     assert time.monotonic() - start < 5
-    storage._client.cache_clear()  # the next test's port may be the same
+    client.cache_clear()  # the next test's port may be the same
 
 
 def test_what_is_no_address_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

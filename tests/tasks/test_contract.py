@@ -1,0 +1,204 @@
+"""What every entry of TASKS owes the loop, the registry and the server, checked for each alike."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from aigc_ray import config, noise, rows
+from aigc_ray.adversary import Adversary
+from aigc_ray.ingest import ingest
+from aigc_ray.model import Model, restore, write
+from aigc_ray.schema import Schema
+from aigc_ray.task import Batch, Record, Shortfall, Step, Task
+from aigc_ray.tasks import TASKS, task_class
+from aigc_ray.tasks.diagnosis import phantoms
+from tests.tiny import TINY
+
+
+class Example(NamedTuple):
+    """The smallest data of a task, and how to ask it something."""
+
+    source: Callable[[Path], str]  # writes raw data into a folder and names it
+    settings: Mapping[str, Any]
+    request: Callable[[Path], Mapping[str, Any]]  # one item to be recognised
+    generate: Mapping[str, Any]  # asks for three
+
+
+def _phantoms(folder: Path) -> str:
+    phantoms.write(folder / "phantoms.npz", train=96, val=64, test=32)
+    return str(folder / "phantoms.npz")
+
+
+def _image(folder: Path) -> Mapping[str, Any]:
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(np.load(folder / "phantoms.npz")["test_images"][0]).save(file, "PNG")
+    return {"file": file.getvalue()}
+
+
+TRAINING = ("batch_size", "validate_every")
+EXAMPLES = {
+    "diagnosis": Example(
+        _phantoms,
+        {key: value for key, value in TINY.items() if key not in TRAINING},
+        _image,
+        {"n": 3, "seed": 5, "class": phantoms.CLASSES[1]},
+    )
+}
+
+
+class Ready(NamedTuple):
+    name: str
+    folder: Path
+    task: Task
+    data: rows.Rows
+    trained: Adversary
+    validation: list[Batch]
+
+    def batch(self, count: int = 16, start: int = 0) -> Batch:
+        taken = {name: column[start : start + count] for name, column in self.data.items()}
+        return self.task.encode(taken, noise.keys(0, torch.arange(start, start + count)))
+
+
+@pytest.fixture(scope="module", params=sorted(TASKS))
+def ready(request, tmp_path_factory):
+    """A task that has seen its data and trained for a moment."""
+    folder, example = tmp_path_factory.mktemp(request.param), EXAMPLES[request.param]
+    plain = config.override(task_class(request.param)(), dict(example.settings))
+    manifest = ingest(plain, example.source(folder), str(folder / "data"), parallel=0)
+    task = dataclasses.replace(plain, schema=Schema.from_json(manifest["schema"]))
+    names = [field.name for field in task.schema.fields]
+    data, held_back = (
+        rows.load(str(folder / "data"), manifest, split, names) for split in ("train", "val")
+    )
+    validation = [task.encode(held_back, noise.keys(0, torch.arange(len(held_back[names[0]]))))]
+    made = Ready(request.param, folder, task, data, Adversary(task, seed=0), validation)
+    for step in range(made.trained.steps):
+        made.trained.step(made.batch(start=16 * (step % 6)), validation[0])
+    return made
+
+
+def model(ready: Ready) -> Model:
+    return Model(ready.task, [ready.trained.average], {})
+
+
+def test_every_task_has_an_example():
+    assert set(EXAMPLES) == set(TASKS)
+
+
+def test_rows_have_the_shapes_of_the_schema(ready):
+    task, batch = ready.task, ready.batch(4)
+    assert set(batch.value) == {field.name for field in task.schema.fields}
+    for field in task.schema.fields:
+        assert batch.value[field.name].shape == (4, *field.shape)
+        assert batch.known[field.name].shape == (4,)
+        assert batch.known[field.name].dtype == torch.bool
+    assert batch.weight.shape == (4,)
+    _, sources = task.survey(EXAMPLES[ready.name].source(ready.folder))
+    first = next(iter(task.read(sources[0])))
+    assert isinstance(first, dict)
+    assert {field.name for field in task.schema.fields} <= set(first)
+
+
+def test_a_draw_has_the_shapes_of_the_schema_and_hangs_on_its_rows_alone(ready):
+    networks, batch = ready.trained.average, ready.batch(6)
+    drawn = ready.task.draw(networks, batch)
+    for field in ready.task.schema.part("generated"):
+        assert drawn.value[field.name].shape == (6, *field.shape)
+    part = ready.task.draw(networks, ready.batch(2, start=4))
+    for name, value in drawn.value.items():
+        torch.testing.assert_close(part.value[name], value[4:], atol=1e-5, rtol=1e-4)
+
+
+def test_every_loss_is_one_figure_that_moves_its_own_network_only(ready):
+    adversary = Adversary(ready.task, seed=1)
+    batch = ready.batch()
+    turn = Step(lambda value, weight: (value * weight).sum() / weight.sum(), 0.5, 0.5, print)
+    for stage in ready.task.stages():
+        for player in stage.players:
+            adversary.networks.zero_grad()
+            for name, network in adversary.networks.items():
+                network.requires_grad_(name == player.network)
+            draw = ready.task.draw(adversary.networks, batch)
+            loss = player.loss(adversary.networks, batch, draw, turn)
+            assert loss.shape == ()
+            assert torch.isfinite(loss)
+            loss.backward()
+            moved = {
+                name
+                for name, network in adversary.networks.items()
+                if any(p.grad is not None and p.grad.any() for p in network.parameters())
+            }
+            assert moved == {player.network}
+
+
+def test_a_short_training_improves_the_objective(ready):
+    metric, direction = ready.task.objective
+    before = ready.task.evaluate(
+        Model(ready.task, [Adversary(ready.task, seed=0).average], {}), ready.validation
+    )[metric]
+    after = ready.task.evaluate(model(ready), ready.validation)[metric]
+    assert after > before if direction == "max" else after < before
+
+
+def test_answers_pass_through_json_and_hang_on_their_own_item_alone(ready):
+    item = EXAMPLES[ready.name].request(ready.folder)
+    alone, other = model(ready).predict([item])[0], model(ready).predict([item] * 3)[2]
+    assert json.loads(json.dumps(alone)) == alone == other
+
+
+def test_predictions_average_over_an_ensemble(ready):
+    second = Adversary(ready.task, seed=7).average
+    both = Model(ready.task, [ready.trained.average, second], {})
+    batch = ready.batch(4)
+    apart = [Model(ready.task, [member], {}).recognise(batch) for member in both.members]
+    for name, value in both.recognise(batch).items():
+        if not name.endswith("_spread"):
+            torch.testing.assert_close(value, (apart[0][name] + apart[1][name]) / 2)
+
+
+def test_generated_items_are_what_was_asked_for_and_the_same_again(ready):
+    wanted = EXAMPLES[ready.name].generate
+    first, again = (list(ready.task.generate(model(ready), wanted)) for _ in range(2))
+    assert len(first) + sum(item.missing for item in first if isinstance(item, Shortfall)) == 3
+    assert first == again
+    for item in first:
+        if not isinstance(item, Shortfall):
+            plain = {key: value for key, value in item.items() if not isinstance(value, bytes)}
+            assert json.loads(json.dumps(plain)) == plain
+
+
+def test_pictures_are_png(ready):
+    assert ready.task.sample(model(ready))[:4] == b"\x89PNG"
+    shown = list(ready.task.pictures(model(ready), ready.validation))
+    assert shown
+    assert all(caption and picture[:4] == b"\x89PNG" for caption, picture in shown)
+
+
+def test_a_model_is_restored_from_its_folder(ready, tmp_path):
+    settings = config.to_json(ready.task)
+    info = {"task": ready.name, "configuration": settings} | {"schema": ready.task.schema.to_json()}
+    write(tmp_path, [ready.trained.averaged()], info)
+    task = restore(json.loads((tmp_path / "model.json").read_text()))
+    assert task == ready.task
+    record: Record = task.parse(EXAMPLES[ready.name].request(ready.folder))
+    assert model(ready).answer([record]) == model(ready).predict(
+        [EXAMPLES[ready.name].request(ready.folder)]
+    )
+
+
+def test_every_searched_setting_is_a_setting(ready):
+    for key, choice in ready.task.space().items():
+        assert choice[0] in ("log", "linear", "choice")
+        config.override(ready.task, {key: choice[1]})
