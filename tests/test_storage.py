@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 import pytest
 
+from aigc_ray import s3 as s3_store
 from aigc_ray import storage
 from aigc_ray.errors import UserError
-from aigc_ray.s3 import Bucket, client
 from tests.s3 import Faulty, place, serving, use
 
 __all__ = ["place"]  # a fixture
@@ -120,10 +120,10 @@ def test_a_download_stays_inside_its_folder(
     s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     outside = tmp_path / "outside"  # as the second half of "prefix//tmp/…/outside"
-    monkeypatch.setattr(Bucket, "files", lambda self: {str(outside): 1})
+    monkeypatch.setattr(s3_store.Bucket, "files", lambda self: {str(outside): 1})
     with pytest.raises(UserError, match="would be written outside"):
         storage.download(f"{s3}/prefix", tmp_path / "inside")
-    monkeypatch.setattr(Bucket, "files", lambda self: {"../outside": 1})
+    monkeypatch.setattr(s3_store.Bucket, "files", lambda self: {"../outside": 1})
     with pytest.raises(UserError, match="holds no files"):  # a hidden name
         storage.download(f"{s3}/prefix", tmp_path / "inside")
 
@@ -278,7 +278,7 @@ def test_a_store_that_stays_down_is_not_called_the_users_mistake(
             OSError, match=r"s3://bucket/key: .* answered 503 SlowDown told to fail"
         ):
             storage.read_bytes("s3://bucket/key")
-        assert store.seen == storage.ATTEMPTS
+        assert store.seen == s3_store.ATTEMPTS
 
 
 @pytest.mark.parametrize(
@@ -330,14 +330,14 @@ def test_an_endpoint_that_takes_the_connection_and_is_silent_is_given_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(storage, "READ_SECONDS", 0.1)
+    monkeypatch.setattr(s3_store, "READ_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         use(monkeypatch, f"http://127.0.0.1:{server.getsockname()[1]}")
         start = time.monotonic()
         with pytest.raises(UserError, match="does not answer"):
             storage.read_bytes("s3://bucket/key")
     assert time.monotonic() - start < 5
-    client.cache_clear()  # the next test's port may be the same
+    s3_store.client.cache_clear()  # the next test's port may be the same
 
 
 def test_what_is_no_address_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,6 @@ from aigc_ray.model import Model, restore, write
 from aigc_ray.schema import Schema
 from aigc_ray.task import Batch, Record, Shortfall, Step, Task
 from aigc_ray.tasks import TASKS, task_class
-from aigc_ray.tasks.diagnosis import phantoms
 from tests.tiny import TINY
 
 
@@ -32,9 +31,16 @@ class Example(NamedTuple):
     generate: Mapping[str, Any]  # asks for three
 
 
-def _phantoms(folder: Path) -> str:
-    phantoms.write(folder / "phantoms.npz", train=96, val=64, test=32)
-    return str(folder / "phantoms.npz")
+def _bright_squares(folder: Path) -> str:
+    """Noise, with a bright square in the images of the second class."""
+    random, arrays = np.random.default_rng(0), {}
+    for split, count in (("train", 96), ("val", 64), ("test", 32)):
+        label = np.arange(count) % 2
+        image = random.integers(0, 200, (count, 28, 28), np.uint8)
+        image[:, 10:18, 10:18] += (55 * label[:, None, None]).astype(np.uint8)
+        arrays |= {f"{split}_images": image, f"{split}_labels": label[:, None]}
+    np.savez(folder / "squares.npz", **arrays)
+    return str(folder / "squares.npz")
 
 
 def _image(folder: Path) -> Mapping[str, Any]:
@@ -43,17 +49,17 @@ def _image(folder: Path) -> Mapping[str, Any]:
     from PIL import Image
 
     file = io.BytesIO()
-    Image.fromarray(np.load(folder / "phantoms.npz")["test_images"][0]).save(file, "PNG")
+    Image.fromarray(np.load(folder / "squares.npz")["test_images"][0]).save(file, "PNG")
     return {"file": file.getvalue()}
 
 
 TRAINING = ("batch_size", "validate_every")
 EXAMPLES = {
     "diagnosis": Example(
-        _phantoms,
+        _bright_squares,
         {key: value for key, value in TINY.items() if key not in TRAINING},
         _image,
-        {"n": 3, "seed": 5, "class": phantoms.CLASSES[1]},
+        {"n": 3, "seed": 5, "class": "1"},
     )
 }
 
