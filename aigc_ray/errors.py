@@ -1,4 +1,4 @@
-"""The one kind of error that is told to the user without a traceback."""
+"""The one kind of error that is told to the user without a traceback, and storage's forms of it."""
 
 from __future__ import annotations
 

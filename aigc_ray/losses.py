@@ -33,8 +33,8 @@ def classic_generator(fake: Tensor, weight: Tensor, mean: Mean) -> Tensor:
 def gradient_penalty(logits: Tensor, inputs: Tensor) -> Tensor:
     """(B,) squared norm of each row's gradient: R1 on real rows, R2 on fake (Mescheder 2018).
 
-    One call serves a joined batch, and is right only where rows do not touch each other in the
-    critic: no batch normalisation, no statistic over the batch.
+    Right only where rows do not touch each other in the critic: no batch normalisation, no
+    statistic over the batch.
     """
     (slope,) = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
     return slope.float().reshape(len(slope), -1).square().sum(1)

@@ -22,7 +22,7 @@ from aigc_ray.train import train
 
 # What fits into six minutes of two cores; `aigc-ray train` without settings trains for longer.
 # So few steps want a higher rate than a whole training: at the default one, generated images are
-# further from real ones than noise about the class means (tests/real/test_pneumonia.py).
+# no nearer to real ones than noise about the class means (tests/real/test_pneumonia.py).
 SETTINGS = {"num_workers": 2, "steps": 400, "validate_every": 100, "adversary_rate": 1e-3}
 WORKERS = 2
 BUCKET = "aigc-quickstart"

@@ -61,6 +61,10 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
 }
 
+# Ray Train's callbacks whose actors idle: one deals out data sets, of which Ray is given none; one
+# cleans up what a private Ray takes along when it ends.
+NO_DATA_SETS, CLEANER = "DatasetsCallback", "PlacementGroupCleanerCallback"
+
 
 # --- a run ------------------------------------------------------------------------------------
 
@@ -154,13 +158,10 @@ def fit(job: dict[str, Any], training: Training, callbacks: Sequence[Any] = ()) 
             """Ctrl-C stays what it is in Python: Ray's handler would outlive the training."""
 
         def _create_default_callbacks(self) -> list[Any]:
-            """Without the actors that idle beside a training: the manager of data sets, of which
-            Ray is given none, and the cleaner of what a private Ray takes along when it ends."""
-            unused = {"DatasetsCallback"}
-            if private:
-                unused.add("PlacementGroupCleanerCallback")
+            """Without the actors that would idle beside the training."""
+            idle = {NO_DATA_SETS, CLEANER} if private else {NO_DATA_SETS}
             made = super()._create_default_callbacks()
-            return [callback for callback in made if type(callback).__name__ not in unused]
+            return [callback for callback in made if type(callback).__name__ not in idle]
 
     with session(cpus=training.num_workers + 2) as private, Progress(job["run"]):
         for crashes in range(training.max_failures + 1):

@@ -18,15 +18,20 @@ def main() -> None:
     marks: list[dict[str, Any]] = []
     threading.Thread(target=watch, args=(int(warm_up), marks), daemon=True).start()
     summary = train("diagnosis", data, pairs, register=False)
-    first = marks[0]
     last = storage.read_json(storage.join(summary["uri"], "progress.json"))["history"][-1]
+    if not marks or marks[0]["step"] >= last["step"]:
+        sys.exit(f"no progress was seen between step {warm_up} and the end: train for more steps")
+    first = marks[0]
     seconds = (last["elapsed"] - last["aside"]) - (first["elapsed"] - first["aside"])
     images = (last["step"] - first["step"]) * int(pairs["batch_size"])
     print(json.dumps(images / seconds))
 
 
 def watch(warm_up: int, marks: list[dict[str, Any]]) -> None:
-    """Note the first progress of this home's only run that is past the warm-up."""
+    """Note the first progress of this home's only run that is past the warm-up.
+
+    When it is read does not matter: the entry holds the step and the time that belong together.
+    """
     while not marks:
         time.sleep(0.5)
         for run in runs.listed():

@@ -22,7 +22,7 @@ from aigc_ray.adversary import Adversary
 from aigc_ray.errors import UserError
 from aigc_ray.model import Model
 from aigc_ray.tasks.diagnosis.task import Diagnosis
-from aigc_ray.train import train
+from aigc_ray.train import CLEANER, NO_DATA_SETS, train
 from tests.tiny import TINY, ingested
 
 
@@ -273,3 +273,9 @@ def test_a_streamed_training_runs_and_a_set_too_small_for_it_is_refused(data, ra
     larger = ingested(tmp_path, train=600, val=600)
     summary = train("diagnosis", larger, settings, register=False)
     assert summary["training"]["steps"] == 2
+
+
+def test_the_idle_callbacks_are_still_called_what_they_are_left_out_by():
+    from ray.train.v2.api import data_parallel_trainer
+
+    assert {NO_DATA_SETS, CLEANER} <= vars(data_parallel_trainer).keys()

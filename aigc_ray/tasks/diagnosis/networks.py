@@ -70,8 +70,8 @@ class Generator(nn.Module):
 class Critic(nn.Module):
     """(image, label) -> how real the pair looks (B,), and what class the image shows (B, K).
 
-    No layer lets one row see another, so one gradient serves the penalties of a joined batch. The
-    last product has no bias: its true gradient under a relativistic loss is zero, and the optimiser
+    No layer lets one row see another, so one gradient serves the penalties of all rows. The last
+    product has no bias: its true gradient under a relativistic loss is zero, and the optimiser
     would amplify the rounding error in it until workers drift apart.
     """
 

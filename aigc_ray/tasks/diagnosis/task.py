@@ -170,25 +170,25 @@ class Diagnosis(Task):
         label, known = real.value["label"], real.known["label"]
         gamma = self.gamma * (1 - (1 - self.penalty_final) * step.progress)
         strength = min(step.strength, self.augmentation)
-        logits, penalties = [], []
-        # Real and generated rows are changed apart and seen apart: each forward fits the cache of
-        # a CPU better than one over both, and statistics over a batch are not mixed.
-        for offset, image in ((1, fake.value["image"].float()), (0, real.value["image"])):
+        logits, classes, penalties = [], [], []
+        # Real and generated rows are changed apart and seen apart: two forwards cost no more than
+        # one over both, and where the critic has batch statistics they are not mixed.
+        for offset, image in enumerate((real.value["image"], fake.value["image"].float())):
             image = image.detach().requires_grad_(gamma > 0)
-            row = real.row + offset
-            seen = augment(image, row, strength, flip=self.flip, stream="critic")
-            out, classes = critic(seen, label, known)
+            seen = augment(image, real.row + offset, strength, flip=self.flip, stream="critic")
+            out, found = critic(seen, label, known)
             logits.append(out)
+            classes.append(found)
             if gamma > 0:
                 penalties.append(losses.gradient_penalty(out, image))
-        fake_logits, real_logits = logits
+        real_logits, fake_logits = logits
         if self.loss == "relativistic":
             loss = losses.relativistic(real_logits, fake_logits, real.weight, step.mean)
         else:
             loss = losses.classic_critic(real_logits, fake_logits, real.weight, step.mean)
         if gamma > 0:
             loss = loss + 0.5 * gamma * step.mean(penalties[0] + penalties[1], real.weight)
-        recognition = losses.recognition(classes, label)
+        recognition = losses.recognition(classes[0], label)  # of the real rows
         return loss + self.class_weight * step.mean(recognition, real.weight * known)
 
     def _generator_loss(
