@@ -43,12 +43,20 @@ def prune(keep: int) -> dict[str, Any]:
         if run["state"] != "done":
             continue
         uri = _uri(run["name"])
-        where = storage.join(uri, "checkpoints") if place < keep else uri
-        freed += storage.size(where) if storage.exists(where) else 0
-        storage.delete(where)
+        for where in _checkpoints(uri) if place < keep else [uri]:
+            freed += storage.size(where)
+            storage.delete(where)
         if place >= keep:
             deleted.append(run["name"])
     return {"deleted": deleted, "freed_bytes": freed}
+
+
+def _checkpoints(uri: str) -> list[str]:
+    """The folders of checkpoints of a run, or of a sweep's trials."""
+    trials = storage.join(uri, "trials")
+    folders = [uri, *(storage.join(trials, name) for name in storage.children(trials))]
+    found = [storage.join(folder, "checkpoints") for folder in folders]
+    return [folder for folder in found if storage.exists(folder)]
 
 
 def _brief(name: str) -> dict[str, Any]:

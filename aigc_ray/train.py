@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import aigc_ray
-from aigc_ray import checkpoint, config, registry, report, storage
+from aigc_ray import checkpoint, config, lease, registry, report, storage
 from aigc_ray import model as models
 from aigc_ray.adversary import Adversary
 from aigc_ray.cluster import session
@@ -89,7 +89,7 @@ def train(
         run, its address, model (where registered), metrics by split, rates and seconds.
 
     Raises:
-        UserError: settings, data or storage are wrong.
+        UserError: settings, data or storage are wrong, or another job is at this run.
     """
     data = absolute(data)
     training, facts = configure(task, data, changes or {})
@@ -107,13 +107,14 @@ def train(
     )
     job = job_of(training, facts, data, uri)
     began = time.monotonic()
-    if training.num_workers == 0:
-        with Progress(uri):
-            work(job)
-    else:
-        fit(job, training)
-    summary = finish(job, training, name, time.monotonic() - began, register=register)
-    storage.write_json(storage.join(uri, "summary.json"), summary)
+    with lease.held(uri) as job["lease"]:
+        if training.num_workers == 0:
+            with Progress(uri):
+                work(job)
+        else:
+            fit(job, training)
+        summary = finish(job, training, name, time.monotonic() - began, register=register)
+        storage.write_json(storage.join(uri, "summary.json"), summary)
     return summary
 
 

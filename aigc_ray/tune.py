@@ -24,7 +24,7 @@ from typing import Any
 import ray.tune
 from ray.tune.schedulers import ASHAScheduler
 
-from aigc_ray import config, storage
+from aigc_ray import config, lease, storage
 from aigc_ray.cluster import session
 from aigc_ray.errors import UserError
 from aigc_ray.space import APART, Space, Trials, drawn, searched
@@ -75,31 +75,32 @@ def tune(
         print(f"sweep {name} is already done; --fresh starts another", file=sys.stderr)
         return finished
     print(f"sweep {name}: {len(trials)} trials over {', '.join(space)}", file=sys.stderr)
-    jobs = {
-        number: job_of(one, facts, data, storage.join(uri, "trials", f"{number:02d}"))
-        | {"concurrent": concurrent}
-        for number, one in trials.items()
-    }
-    began = time.monotonic()
-    failed = _search(jobs, trials, concurrent, storage.join(uri, "ray"))
-    rows = [_row(jobs[n], n, trials[n], space, failed.get(n)) for n in trials]
-    best = _best(rows, training.task)
-    summary = finish(
-        jobs[best],
-        trials[best],
-        name,
-        time.monotonic() - began,
-        uri=uri,
-        search={"trials": len(trials), "best_trial": best},
-        table=_table(rows, best, training.task.objective[0]),
-    )
-    summary |= {"objective": list(training.task.objective), "best_trial": best}
-    summary |= {"trials": rows, "space": {key: list(spread) for key, spread in space.items()}}
-    storage.write_json(storage.join(uri, "summary.json"), summary)
-    for number, job in jobs.items():
-        if number != best:
-            storage.delete(storage.join(job["run"], "checkpoints"))
-    storage.delete(storage.join(uri, "ray"))
+    with lease.held(uri) as held:
+        jobs = {
+            number: job_of(one, facts, data, storage.join(uri, "trials", f"{number:02d}"))
+            | {"concurrent": concurrent, "lease": held}
+            for number, one in trials.items()
+        }
+        began = time.monotonic()
+        failed = _search(jobs, trials, concurrent, storage.join(uri, "ray"))
+        rows = [_row(jobs[n], n, trials[n], space, failed.get(n)) for n in trials]
+        best = _best(rows, training.task)
+        summary = finish(
+            jobs[best],
+            trials[best],
+            name,
+            time.monotonic() - began,
+            uri=uri,
+            search={"trials": len(trials), "best_trial": best},
+            table=_table(rows, best, training.task.objective[0]),
+        )
+        summary |= {"objective": list(training.task.objective), "best_trial": best}
+        summary |= {"trials": rows, "space": {key: list(spread) for key, spread in space.items()}}
+        storage.write_json(storage.join(uri, "summary.json"), summary)
+        for number, job in jobs.items():
+            if number != best:
+                storage.delete(storage.join(job["run"], "checkpoints"))
+        storage.delete(storage.join(uri, "ray"))
     return summary
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aigc_ray import checkpoint, config, noise, registry, rows, storage
+from aigc_ray import checkpoint, config, lease, noise, registry, rows, storage
 from aigc_ray import model as models
 from aigc_ray.adversary import HELD_BACK_EVERY, Adversary
 from aigc_ray.task import Batch, Task
@@ -197,6 +197,7 @@ class _Recorder:
         )
 
     def _save(self) -> None:
+        lease.check(self.job["lease"])
         self.saved = time.monotonic()
         self.extra["seconds"] = self.before + self.saved - self.began
         checkpoint.save(

@@ -17,8 +17,9 @@ from PIL import Image
 
 from aigc_ray import cluster, rows, storage
 from aigc_ray.errors import UserError
-from aigc_ray.ingest import Splitter, arrow_type, ingest, load_manifest
+from aigc_ray.ingest import arrow_type, ingest, load_manifest
 from aigc_ray.schema import Field, Schema
+from aigc_ray.splitter import Splitter
 from aigc_ray.task import Reject
 from aigc_ray.tasks.diagnosis import phantoms
 from aigc_ray.tasks.diagnosis.task import Diagnosis

@@ -1,0 +1,60 @@
+"""Which split a row goes to, so that no patient and no image lies in two of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+
+SPLITS = ("test", "val", "train")  # the first keeps a patient or a duplicate
+SHARES = (("train", 0.7), ("val", 0.1), ("test", 0.2))  # of rows whose split is not given
+
+
+class Splitter:
+    """Says which split a row goes to, and keeps patients and duplicates from crossing splits."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.contents: dict[int, str] = {}
+        self.patients: dict[int, str] = {}
+        self.torn: set[int] = set()  # patients that the source has in several splits
+        self.patient_rows: Counter[str] = Counter()  # "train/test": left out of train, kept in test
+        self.across: Counter[str] = Counter()
+        self.within: Counter[str] = Counter()
+
+    def place(self, split: str | None, patient: str | None, content: int) -> str | None:
+        """The split, or None for a row that is left out.
+
+        A row without a split joins its patient, or without one its double; so doubles whose
+        patients lie in different splits are the only ones of these that are left out.
+        """
+        key = _hash(f"patient/{patient}")
+        owner = self.patients.get(key) if patient else None
+        if split is None and patient:
+            split = owner or self._drawn(f"patient/{patient}")
+        elif split is None:
+            split = self.contents.get(content) or self._drawn(f"content/{content}")
+        elif owner not in (None, split):
+            self.torn.add(key)
+            self.patient_rows[f"{split}/{owner}"] += 1
+            return None
+        twin = self.contents.get(content)
+        if twin not in (None, split):
+            self.across[f"{split}/{twin}"] += 1
+            return None
+        self.within[split] += twin is not None
+        self.contents[content] = split
+        if patient:
+            self.patients[key] = split
+        return split
+
+    def _drawn(self, key: str) -> str:
+        position = _hash(f"{self.seed}/{key}") / 2**64
+        for split, share in SHARES:
+            position -= share
+            if position < 0:
+                return split
+        return SHARES[-1][0]
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
