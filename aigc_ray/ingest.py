@@ -43,7 +43,9 @@ from aigc_ray.task import Record, Reject, Source, Task
 
 __all__ = ["arrow_type", "ingest", "load_manifest"]
 
-TASK_ROWS = 256  # rows that one Ray task reads, where a piece of work has fewer
+TASK_ROWS = 256  # that one Ray task reads, at least; and that a piece of unknown length has
+TASK_BYTES = 48 << 20  # that it reads at most: starting one costs tens of milliseconds
+TASKS = 4  # a core, at least: the cores should end together
 BLOCK_BYTES = 8 << 20  # of the blocks that travel from the readers to the writer
 REASONS = 20  # different reasons that the manifest names
 UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -171,7 +173,9 @@ def _read(task: Task, pieces: list[Source], parallel: int | None) -> Iterator[pa
     from ray.data import TaskPoolStrategy
 
     rows = sum(piece.get("rows", TASK_ROWS) for piece in pieces)
-    blocks = min(len(pieces), max(math.ceil(rows / TASK_ROWS), 1))
+    even = min(math.ceil(rows / TASK_ROWS), TASKS * (parallel or cluster.cpus()))
+    wanted = max(math.ceil(rows * _width(task) / TASK_BYTES), even)
+    blocks = max(1, min(len(pieces), wanted))
     with _context():
         items = ray.data.from_items(_listed(pieces).to_pylist(), override_num_blocks=blocks)
         parts = items.map_batches(
@@ -181,6 +185,11 @@ def _read(task: Task, pieces: list[Source], parallel: int | None) -> Iterator[pa
             compute=TaskPoolStrategy(size=parallel),
         )
         yield from parts.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+
+
+def _width(task: Task) -> int:
+    """Bytes of a row, about."""
+    return max(1, sum(math.prod(f.shape) for f in task.schema.fields if f.kind != "text"))
 
 
 def _listed(pieces: list[Source]) -> pa.Table:
@@ -212,8 +221,7 @@ def _context() -> Iterator[None]:
 def _tables(pieces: pa.Table, task: Task) -> Iterator[pa.Table]:
     """Runs in a worker: the rows of some pieces of work, a few megabytes at a time."""
     found: list[Record | Reject] = []
-    width = max(1, sum(math.prod(f.shape) for f in task.schema.fields if f.kind != "text"))
-    most = max(1, min(TASK_ROWS, BLOCK_BYTES // width))  # Ray then passes it on uncopied
+    most = max(1, min(TASK_ROWS, BLOCK_BYTES // _width(task)))  # Ray then passes it on uncopied
     for text in pieces["piece"].to_pylist():
         for record in task.read(json.loads(text)):
             found.append(record)
