@@ -10,16 +10,20 @@ import subprocess
 import sys
 import threading
 import time
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from aigc_ray import checkpoint, registry, runs, storage
 from aigc_ray.adversary import Adversary
 from aigc_ray.errors import UserError
+from aigc_ray.ingest import ingest
 from aigc_ray.model import Model
 from aigc_ray.tasks.diagnosis.task import Diagnosis
 from aigc_ray.train import CLEANER, NO_DATA_SETS, train
@@ -115,6 +119,37 @@ def test_fine_tuning_starts_from_the_model(alone, data, monkeypatch):
     tuned = weights(train("diagnosis", data, few))
     near = [name for name in tuned if name.startswith(("0.generator", "0.critic"))]
     assert all(torch.allclose(tuned[name], alone["weights"][name], atol=1e-6) for name in near)
+
+
+def test_several_labels_in_colour_go_the_whole_way(tmp_path):
+    random = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 48), ("val", 24), ("test", 24)):
+        flags = random.integers(0, 2, (count, 3), dtype=np.uint8)
+        pixels = random.integers(0, 60, (count, 28, 28, 3), dtype=np.uint8)
+        pixels += 180 * flags[:, None, None, :]  # each label is a colour
+        arrays |= {f"{part}_images": pixels, f"{part}_labels": flags}
+    np.savez(tmp_path / "colours.npz", **arrays)
+    ingest(Diagnosis(), str(tmp_path / "colours.npz"), str(tmp_path / "data"))
+    few = TINY | {"num_workers": 0, "batch_size": 24, "validate_every": 50}
+    summary = train("diagnosis", str(tmp_path / "data"), few)
+    assert summary["metrics"]["test"]["auc"] > 0.9
+    model = Model.open(registry.fetch(summary["model"]))
+    (item,) = model.generate(n=1, seed=0, **{"class": ["0", "2"]})
+    assert item["class"] == ["0", "2"]
+    (answer,) = model.predict([{"file": item["image"]}])
+    assert answer["probabilities"].keys() == {"0", "1", "2"}
+
+
+def test_images_of_256_pixels_go_the_whole_way(tmp_path):
+    large = ingested(tmp_path, train=16, val=8, size=256)
+    few = TINY | {"num_workers": 0, "batch_size": 8, "steps": 2, "validate_every": 2}
+    summary = train("diagnosis", large, few)
+    model = Model.open(registry.fetch(summary["model"]))
+    (item,) = model.generate(n=1, seed=0)
+    assert Image.open(BytesIO(item["image"])).size == (256, 256)
+    (answer,) = model.predict([{"file": item["image"]}])
+    assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
 
 
 # --- workers ----------------------------------------------------------------------------------
