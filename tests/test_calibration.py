@@ -275,6 +275,13 @@ def test_equal_confidences_do_not_hang_on_the_order_of_rows():
     for order in (wrong, wrong[::-1]):
         assert np.isclose(decisions.aurc(confidence, order), 0.3)
         assert decisions.coverage_at(confidence, order, 0.9) == 0  # no threshold parts them
+    # Risk 0, 1/4, 1/3: three quarters are right only between the two that tie.
+    assert decisions.coverage_at(np.array([0.9, 0.8, 0.8]), np.array([0, 0, 1]), 0.75) == 1 / 3
+
+
+def test_an_accuracy_that_is_met_exactly_is_met():
+    wrong = np.repeat([0, 1], [1, 4])  # 1 − 4/5 is a hair below 1/5
+    assert decisions.coverage_at(-np.arange(5.0), wrong, 1 / 5) == 1
 
 
 # --- operating points -------------------------------------------------------------------------
