@@ -210,7 +210,7 @@ def _seen(data: bytes, name: str, frame: int | None, schema: Schema) -> Record:
             raise Unreadable(f"the file has one frame; got frame {frame}")
         return {"image": images.pixels(data, channels, size)}
     if frame is None and scan.frames > 1:
-        raise Unreadable(f"the file has several frames: name one by frame, from 1 to {scan.frames}")
+        raise Unreadable(f"the file has several frames: name one as frame, 1 to {scan.frames}")
     image = images.fit(scan.image(frame or 1), channels, size)
     return {"image": image} | ({"warnings": [BURNED_IN]} if scan.burned_in == "yes" else {})
 
