@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import signal
 import struct
 import zlib
 from pathlib import Path
@@ -34,7 +35,7 @@ from aigc_ray.errors import UserError
 from aigc_ray.ingest import ingest
 from aigc_ray.model import Model
 from aigc_ray.task import Reject
-from aigc_ray.tasks.diagnosis import data, dicom, dicom_file, images
+from aigc_ray.tasks.diagnosis import data, dicom, dicom_decoder, dicom_file, images
 from aigc_ray.tasks.diagnosis.images import Unreadable
 from aigc_ray.tasks.diagnosis.task import Diagnosis
 from tests.dicom_files import NAME, NUMBER, encoded, header, wrapped, written
@@ -256,7 +257,7 @@ def test_jpeg_2000():
     file = wrapped([coded], JPEG2000Lossless, twelve, WindowCenter=1000, WindowWidth=2000)
     plain = encoded(twelve, WindowCenter=1000, WindowWidth=2000)
     assert np.array_equal(shown(file), shown(plain))
-    assert dicom_file.coded_size(coded) == (30, 28)
+    assert dicom_file.coded(coded) == (30, 28, 1, 16)
 
 
 def test_a_damaged_frame_costs_no_other(grey):
@@ -277,6 +278,39 @@ def test_a_decoder_that_is_missing_is_named(monkeypatch):
     said = refused(wrapped([b"\xff\xd8\xff\xd9"], JPEGLSLossless, RAMP))
     assert "JPEG-LS Lossless" in said and "pip install 'aigc_ray[dicom]'" in said
     assert "High-Throughput JPEG 2000" in refused(wrapped([b"xx"], HTJ2KLossless, RAMP))
+
+
+def test_a_decoder_that_dies_or_hangs_costs_one_frame(monkeypatch):
+    """The process apart, which GDCM's frames have; here it decodes RLE, which needs no extra."""
+    decoder = dicom_decoder.Decoder()
+    monkeypatch.setattr(dicom, "APART", dicom.PLUGINS)
+    monkeypatch.setattr(dicom, "DECODER", decoder)
+    levels = RANDOM.integers(0, 256, (30, 28), np.uint8)
+    found = header(levels)
+    found.file_meta = FileMetaDataset()
+    found.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    found.PixelData = levels.tobytes()
+    found.compress(RLELossless, encoding_plugin="pydicom")
+    file = written(found, RLELossless)
+    assert np.array_equal(shown(file), levels)
+    first = decoder._child
+    first.kill()
+    first.wait()
+    with pytest.raises(Unreadable, match="damaged or break off"):
+        shown(file)
+    assert np.array_equal(shown(file), levels)
+    second = decoder._child
+    assert second.pid != first.pid
+    monkeypatch.setattr(dicom_decoder, "SECONDS", 0.2)
+    second.send_signal(signal.SIGSTOP)
+    with pytest.raises(Unreadable, match="damaged or break off"):
+        shown(file)
+    monkeypatch.setattr(dicom_decoder, "SECONDS", 60)
+    assert np.array_equal(shown(file), levels)
+    assert "damaged" in refused(wrapped([bytes(64)], RLELossless, levels))  # it refuses, and lives
+    third = decoder._child
+    assert np.array_equal(shown(file), levels) and decoder._child is third
+    decoder._end()
 
 
 # --- several frames -------------------------------------------------------------------------------
@@ -387,7 +421,7 @@ def test_a_frame_larger_than_the_header_says_is_not_decoded(monkeypatch):
         (JPEGBaseline8Bit, jpeg(large)),
         (JPEG2000Lossless, jpeg(large, "JPEG2000", no_jp2=True)),
     ):
-        assert dicom_file.coded_size(coded) == (300, 300)
+        assert dicom_file.coded(coded) == (300, 300, 1, 8)
         assert "not the size" in refused(wrapped([coded], syntax, np.zeros((30, 30), np.uint8)))
 
 

@@ -12,6 +12,7 @@ alone. Sentences of an `Unreadable` are our own, never pydicom's, which may quot
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from typing import Any, NamedTuple
@@ -25,13 +26,16 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import JPEGExtended12Bit, RLELossless
 
 from aigc_ray.tasks.diagnosis import dicom_file, images
-from aigc_ray.tasks.diagnosis.dicom_file import BROKEN, DAMAGED, coded_size, guarded, text_of
+from aigc_ray.tasks.diagnosis.dicom_decoder import DECODER
+from aigc_ray.tasks.diagnosis.dicom_file import BROKEN, DAMAGED, coded, guarded, text_of
 from aigc_ray.tasks.diagnosis.images import Unreadable
 
 ENDINGS = (".dcm", ".dicom")
 FRAMES = 4096  # in a file
 RLE_BYTES = 16 << 20  # of a frame, which pydicom may make 64 times as many of
 SPREAD = (0.5, 99.5)  # further in than for PNG files: raw values have metal, markers, dead pixels
+PLUGINS = ("pydicom", "pillow", "pylibjpeg", "gdcm")
+APART = PLUGINS[2:]  # in a process of their own
 DEPTHS = (1, 8, 16, 32, 64)
 NO_PREAMBLE = "the file is called DICOM and is none: DICM does not follow 128 bytes of preamble"
 EXTRA = "pip install 'aigc_ray[dicom]'"
@@ -250,10 +254,25 @@ class Scan:
         # A decoder would believe the frame, and take what memory it asks for.
         if self._syntax == RLELossless and len(frame) > RLE_BYTES:
             raise Unreadable(f"an RLE frame has at most {RLE_BYTES >> 20} MB")
-        if self._syntax != RLELossless and coded_size(frame) != (self._rows, self._columns):
-            raise Unreadable("a compressed frame has not the size that the header says")
+        if self._syntax != RLELossless:
+            head, samples = coded(frame), self._whole("SamplesPerPixel", 1)
+            depth = self._whole("BitsAllocated")
+            if head is None or head[:3] != (self._rows, self._columns, samples):
+                raise Unreadable("a compressed frame has not the size that the header says")
+            if not 2 <= head.bits <= depth:
+                raise Unreadable("a compressed frame has more bits than the header says")
         self._header.PixelData = encapsulate([frame])
-        return np.asarray(pixel_array(self._header, index=0))
+        return self._decoded(frame)
+
+    def _decoded(self, frame: bytes) -> np.ndarray:
+        """A compressed frame by the first decoder that can."""
+        here = get_decoder(self._syntax).available_plugins
+        for plugin in (name for name in PLUGINS if name in here):
+            with contextlib.suppress(Exception):
+                if plugin in APART:
+                    return DECODER.decode(self._header, self._syntax, plugin, frame)
+                return np.asarray(pixel_array(self._header, index=0, decoding_plugin=plugin))
+        raise Unreadable(BROKEN)
 
     def _shown(self, stored: np.ndarray, number: int) -> np.ndarray:
         """Stored grey values as they are to be seen: (H, W) uint8, black to white."""

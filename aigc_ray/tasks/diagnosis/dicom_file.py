@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
+from typing import NamedTuple
 
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import generate_frames
@@ -148,21 +149,31 @@ def text_of(elements: Dataset, keyword: str) -> str:
     return "" if value is None else str(value).strip()
 
 
-def coded_size(frame: bytes) -> tuple[int, int] | None:
-    """Rows and columns as a JPEG, JPEG-LS or JPEG 2000 codestream has them, before it is decoded.
+class Coded(NamedTuple):
+    """What a compressed frame says of itself."""
+
+    rows: int
+    columns: int
+    samples: int
+    bits: int  # of a sample
+
+
+def coded(frame: bytes) -> Coded | None:
+    """The head of a JPEG, JPEG-LS or JPEG 2000 codestream, before anything decodes it.
 
     ISO/IEC 10918-1 B.2.2, 14495-1 C.2.2, 15444-1 A.5.1. None where none is found.
     """
     start = frame.find(START_OF_CODESTREAM, 0, 4096)  # in some files boxes stand before it
-    if start >= 0 and len(frame) >= start + 24:
+    if start >= 0 and len(frame) >= start + 43:
         right, bottom, left, top = struct.unpack_from(">4I", frame, start + 8)
-        return bottom - top, right - left
+        samples, bits = struct.unpack_from(">HB", frame, start + 40)
+        return Coded(bottom - top, right - left, samples, (bits & 127) + 1)
     place = 2
-    while place + 9 <= len(frame) and frame[place] == 0xFF:
+    while place + 10 <= len(frame) and frame[place] == 0xFF:
         marker = frame[place + 1]
         if marker in START_OF_FRAME:
-            rows, columns = struct.unpack_from(">HH", frame, place + 5)
-            return rows, columns
+            bits, rows, columns, samples = struct.unpack_from(">BHHB", frame, place + 4)
+            return Coded(rows, columns, samples, bits)
         # Markers may be preceded by fill bytes; all others before the frame have a length.
         place += 1 if marker == 0xFF else 2 + int.from_bytes(frame[place + 2 : place + 4])
     return None
