@@ -110,8 +110,9 @@ def _ingest(options: argparse.Namespace) -> Any:
         ),
     )
     splits = {name: {"rows": s["rows"], **s["classes"]} for name, s in facts["splits"].items()}
-    kept = ("rejects", "duplicates", "patients", "synthetic")
-    return {"data": options.dest, "splits": splits} | {key: facts[key] for key in kept}
+    kept = ("rejects", "duplicates", "patients", "flags", "synthetic")
+    found = {key: facts[key] for key in kept if key in facts}  # older data sets have no flags
+    return {"data": options.dest, "splits": splits} | found
 
 
 def _train(options: argparse.Namespace) -> Any:

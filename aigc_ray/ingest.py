@@ -270,6 +270,8 @@ class _Writer:
         known = all("rows" in piece for piece in pieces)
         self.total = sum(piece["rows"] for piece in pieces) if known else None
         self.rejects: list[pa.Table] = []
+        self.persons: dict[int, str] = {}  # by a hash, since they are not ours to keep
+        self.flags: Counter[str] = Counter()
         self.rejected = self.rows = 0
         self.progress = _Progress(self.total)
 
@@ -281,8 +283,11 @@ class _Writer:
             self.rejected += len(self.rejects[-1])
             if self.total and self.rejected > self.max_reject_fraction * self.total:
                 self._refuse()  # no need to read the rest
-        marks = (part[name].to_pylist() for name in ("split", "patient", "content"))
+        part, people = self._named(part)
+        marks = part["split"].to_pylist(), people, part["content"].to_pylist()
         placed = [self.splitter.place(*mark) for mark in zip(*marks, strict=True)]
+        flags = zip(part["flag"].to_pylist(), placed, strict=True)
+        self.flags.update(flag for flag, where in flags if flag and where)
         for split in {where for where in placed if where is not None}:
             chosen = part  # as it lies in the object store, where all rows are of one split
             if placed.count(split) < len(placed):
@@ -290,6 +295,24 @@ class _Writer:
             self.shards[split].add(chosen)
         self.rows += len(part)
         self.progress.show(self.rows + self.rejected)
+
+    def _named(self, part: pa.Table) -> tuple[pa.Table, list[str | None]]:
+        """The rows with pseudonyms for whoever a header names, and by whom they shall be split.
+
+        The pseudonyms are numbers in the order of appearance: from a hash of a patient's number
+        that number could be guessed. The split hangs on the person, so it stays when files come in.
+        """
+        patients, persons = part["patient"].to_pylist(), part["person"].to_pylist()
+        if part["person"].null_count == len(part):
+            return part, patients
+        for place, person in enumerate(persons):
+            if person is not None:
+                number = len(self.persons) + 1
+                patients[place] = self.persons.setdefault(_hash(person), f"dicom-{number:06d}")
+            else:
+                persons[place] = patients[place]
+        at = part.schema.get_field_index("patient")
+        return part.set_column(at, "patient", pa.array(patients, pa.string())), persons
 
     def finish(self) -> None:
         self.progress.show(self.rows + self.rejected, last=True)
@@ -343,6 +366,7 @@ class _Writer:
                 "in_several_splits": len(splitter.torn),
                 "rows_left_out": dict(sorted(splitter.patient_rows.items())),
             },
+            "flags": dict(sorted(self.flags.items())),
         }
 
 

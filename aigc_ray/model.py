@@ -84,7 +84,9 @@ class Model:
         return self.task.parse(item)
 
     def answer(self, records: Sequence[Record]) -> list[dict[str, Any]]:
-        """One answer a record, whatever its neighbours are."""
+        """One answer a record, whatever its neighbours are, with the warnings that it came with."""
+        warnings = [record.get("warnings") for record in records]
+        records = [{k: v for k, v in record.items() if k != "warnings"} for record in records]
         groups: dict[tuple[str, ...], list[int]] = {}  # a field that is missing is so for its row
         for number, record in enumerate(records):
             given = tuple(name for name, value in record.items() if value is not None)
@@ -97,6 +99,8 @@ class Model:
             for place, number in enumerate(numbers):
                 one = {name: value[place] for name, value in predicted.items()}
                 answers[number] = self.task.answer(one)
+                if warnings[number]:
+                    answers[number]["warnings"] = warnings[number]
         return answers
 
     def predict(self, items: Iterable[Any]) -> list[dict[str, Any]]:

@@ -32,7 +32,14 @@ MARKS = pa.schema(  # beside the fields of the schema
         ("extra", pa.string()),
     ]
 )
-CHECKS = pa.schema([("content", pa.uint64()), ("reason", pa.string())])  # not written
+CHECKS = pa.schema(  # not written
+    [
+        ("content", pa.uint64()),
+        ("person", pa.string()),  # who a file's header says the patient is
+        ("flag", pa.string()),  # what somebody should know of the row, to be counted
+        ("reason", pa.string()),
+    ]
+)
 
 
 def arrow_type(field: Field) -> pa.DataType:
@@ -66,6 +73,8 @@ def table(records: Sequence[Record | Reject], schema: Schema) -> pa.Table:
     hashed = [field for part in ("generated", "input") for field in schema.part(part)]
     content = [_content(row, hashed) for row in rows]
     columns.append(pa.array(content, pa.uint64()))
+    for name in ("person", "flag"):
+        columns.append(pa.array([row.get(name) for row in rows], pa.string()))
     reasons = [record.reason if isinstance(record, Reject) else None for record in records]
     columns.append(pa.array(reasons, pa.string()))
     return pa.Table.from_arrays(columns, names=travelling(schema).names)

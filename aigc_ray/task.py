@@ -130,13 +130,19 @@ class Task(ABC):
 
     @abstractmethod
     def read(self, source: Source) -> Iterator[Record | Reject]:
-        """The records of one piece of work; a bad one becomes a `Reject`, never an exception."""
+        """The records of one piece of work; a bad one becomes a `Reject`, never an exception.
+
+        Beside its fields a record may hold `split`, `patient`, `source` and `extra`, which are
+        written, `person` (who the patient is by a file's header; a pseudonym is written) and `flag`
+        (what somebody should know of the row; the manifest counts them).
+        """
 
     @abstractmethod
     def parse(self, item: Mapping[str, Any]) -> Record:
         """One item of a request (an upload's bytes under "file", or JSON) as a record.
 
-        Raises `UserError` that names the field and what would be right.
+        Sentences under "warnings" are repeated in its answer. Raises `UserError` that names the
+        field and what would be right.
         """
 
     @abstractmethod

@@ -213,7 +213,7 @@ def test_a_few_bad_images_are_set_aside(tmp_path):
     (tmp_path / "in" / "4.png").unlink()
     dest = str(tmp_path / "out")
     manifest = ingest(TASK, source, dest)
-    unreadable = "the file is not a PNG, JPEG or TIFF image"
+    unreadable = "the file is not a PNG, JPEG, TIFF or DICOM image"
     reasons = {unreadable: 1, "the file is missing": 1}
     assert manifest["rejects"] == {"count": 2, "reasons": reasons}
     rejects = read(storage.join(dest, "rejects.parquet")).to_pylist()

@@ -9,11 +9,14 @@ import re
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from aigc_ray import registry
 from aigc_ray.serve import backend, deployment, ingress, security
 from aigc_ray.serve.problems import down
+from aigc_ray.tasks.diagnosis.data import BURNED_IN
+from tests.dicom_files import encoded as dicom
 from tests.service import CLASSES, ask, bomb, item, png, predicted, problem, register
 
 PREDICT, GENERATE = "/v1/diagnosis/predict", "/v1/diagnosis/generate"
@@ -42,6 +45,21 @@ def test_an_upload_and_base64_are_answered_alike_and_name_the_model(server):
     for answer in by_json.json()["items"]:
         assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].get)
         assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_frame_belongs_to_the_file_before_it(server):
+    frames = np.random.default_rng(0).integers(0, 256, (2, 28, 28), np.uint8)
+    file = ("file", ("cine", dicom(frames, NumberOfFrames=2, BurnedInAnnotation="YES")))
+    parts = [file, ("frame", (None, "2")), file, ("frame", (None, "1"))]
+    first, second = (dicom(frame) for frame in frames)
+    by_frame, plain = ask(
+        server,
+        ("POST", PREDICT, {"files": parts}),
+        ("POST", PREDICT, {"files": [("file", ("x", second)), ("file", ("x", first))]}),
+    )
+    got, wanted = by_frame.json()["items"], plain.json()["items"]
+    assert [answer.pop("warnings") for answer in got] == [[BURNED_IN]] * 2
+    assert got == wanted and got[0] != got[1]
 
 
 def test_an_item_is_answered_alike_whatever_shares_its_batch(server):
@@ -141,6 +159,19 @@ REFUSED: dict[str, tuple[int, str, str, dict[str, Any], dict[str, Any]]] = {
     ),
     "another part": (
         422, "POST", PREDICT, {"files": [("picture", ("a.png", png(0)))]}, {"field": "picture"},
+    ),
+    "a frame too many": (
+        422, "POST", PREDICT,
+        {"files": [("file", ("a", png(0))), ("file", ("b", png(0))), ("frame", (None, "2"))]},
+        {"item": 1, "field": "file"},
+    ),
+    "a frame that is none": (
+        422, "POST", PREDICT, {"files": [("file", ("a.png", png(0))), ("frame", (None, "all"))]},
+        {"item": 0, "field": "frame"},
+    ),
+    "a frame of nothing": (
+        422, "POST", PREDICT, {"files": [("frame", (None, "1")), ("file", ("a.png", png(0)))]},
+        {"field": "frame"},
     ),
     "65 files": (
         422, "POST", PREDICT, {"files": [("file", ("a.png", b"x"))] * 65}, {"field": "file"},

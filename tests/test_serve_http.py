@@ -204,7 +204,7 @@ def test_a_person_sees_the_answer_and_the_generated_images(url, tmp_path):
 
         browser.choose("#file", text)
         browser.wait("document.querySelector('#result .error')")
-        assert "is not a PNG, JPEG or TIFF image" in browser.text("#result .error")
+        assert "is not a PNG, JPEG, TIFF or DICOM image" in browser.text("#result .error")
         browser.picture(pictures / "page-error.png")
         browser.go(f"{url}/docs")
         browser.wait("document.querySelectorAll('#operations section').length >= 4")

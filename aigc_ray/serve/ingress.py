@@ -214,7 +214,10 @@ def _line(value: dict[str, Any]) -> bytes:
 
 
 async def _items(request: Request) -> list[Any]:
-    """A request's items: one a `file` part, or the list under "items"."""
+    """A request's items: one a `file` part, or the list under "items".
+
+    A `frame` part after a `file` part says which of the file's frames is meant.
+    """
     if _media_type(request) == "multipart/form-data":
         return await _uploads(request)
     body = await _object(request)
@@ -275,7 +278,9 @@ class _Uploads(MultiPartParser):
 
 async def _uploads(request: Request) -> list[Any]:
     try:
-        parser = _Uploads(request.headers, request.stream(), max_files=2 * ITEMS, max_fields=8)
+        parser = _Uploads(
+            request.headers, request.stream(), max_files=2 * ITEMS, max_fields=ITEMS + 8
+        )
         form = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
@@ -289,10 +294,16 @@ async def _uploads(request: Request) -> list[Any]:
         for name, part in form.multi_items():
             if name == "file" and isinstance(part, UploadFile):
                 items.append({"file": await part.read(), "filename": part.filename or "file"})
+            elif name == "frame" and items:  # it belongs to the file before it
+                text = str(part)
+                items[-1]["frame"] = int(text) if text.isdecimal() and len(text) < 10 else text
             elif name == "explain":
                 explain = part
             else:
-                detail = f"{name} is not known here; a form has parts with a file, called file"
+                detail = (
+                    f"{name} is not known here; a form has parts with a file, called file, and "
+                    "after a file perhaps its frame"
+                )
                 raise Problem(422, detail, field=name)
     finally:
         await form.close()

@@ -65,7 +65,10 @@ PREDICT: dict[str, Any] = {
                     "type": "object",
                     "required": ["items"],
                     "properties": {
-                        "items": _list('1 to 64, e.g. {"image": a PNG, JPEG or TIFF in base64}'),
+                        "items": _list(
+                            '1 to 64, e.g. {"image": a PNG, JPEG, TIFF or DICOM file in base64}, '
+                            'for a DICOM file of several frames with "frame", from 1'
+                        ),
                         "explain": {"type": "boolean", "default": False},
                     },
                 }
@@ -75,7 +78,11 @@ PREDICT: dict[str, Any] = {
                     "type": "object",
                     "required": ["file"],
                     "properties": {
-                        "file": {"type": "array", "items": {"type": "string", "format": "binary"}}
+                        "file": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                        "frame": {
+                            "type": "integer",
+                            "description": "after a DICOM file of several frames: which, from 1",
+                        },
                     },
                 }
             },
@@ -84,7 +91,9 @@ PREDICT: dict[str, Any] = {
     "responses": {
         "200": {
             "description": "The model and an answer for each item, in their order",
-            "content": {"application/json": {"schema": _answer("one an item")}},
+            "content": {
+                "application/json": {"schema": _answer("one an item; warnings: what it calls for")}
+            },
         }
     },
 }

@@ -33,6 +33,10 @@ def encoded(array, kind="PNG", **options):
     return file.getvalue()
 
 
+def decode(file, name, schema):
+    return data.parse({"file": file, "filename": name}, schema)["image"]
+
+
 def npz(path, labels=(0, 1, 1), shape=(30, 30), **changes):
     arrays = {}
     for split in ("train", "val", "test"):
@@ -268,16 +272,16 @@ def test_colour_is_found_from_the_images(tmp_path):
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_lossless_images_keep_their_pixels(grey, colour, kind):
     array = picture(28, 28)
-    assert np.array_equal(data.decode(encoded(array, kind), "x", grey), array.reshape(-1))
-    three = data.decode(encoded(array, kind), "x", colour).reshape(3, 28, 28)
+    assert np.array_equal(decode(encoded(array, kind), "x", grey), array.reshape(-1))
+    three = decode(encoded(array, kind), "x", colour).reshape(3, 28, 28)
     assert all(np.array_equal(channel, array) for channel in three)
     array = picture(28, 28, 3)
-    got = data.decode(encoded(array, kind), "x", colour).reshape(3, 28, 28)
+    got = decode(encoded(array, kind), "x", colour).reshape(3, 28, 28)
     assert np.array_equal(got, array.transpose(2, 0, 1))
 
 
 def test_letterbox_keeps_proportions(grey):
-    got = data.decode(encoded(np.full((100, 50), 200, np.uint8)), "x", grey).reshape(28, 28)
+    got = decode(encoded(np.full((100, 50), 200, np.uint8)), "x", grey).reshape(28, 28)
     assert np.all(got[:, 7:21] == 200) and np.all(got[:, :7] == 0) and np.all(got[:, 21:] == 0)
 
 
@@ -285,9 +289,9 @@ def test_sixteen_bits_and_floats_are_spread(grey):
     ramp = np.linspace(100, 4095, 28 * 28).reshape(28, 28)  # 12 bits in 16, as CT exports are
     for array, kind in ((ramp.astype(np.uint16), "PNG"), (ramp.astype(np.uint16), "TIFF"),
                         (ramp.astype(np.float32), "TIFF")):  # fmt: skip
-        got = data.decode(encoded(array, kind), "x", grey)
+        got = decode(encoded(array, kind), "x", grey)
         assert got.min() == 0 and got.max() == 255 and abs(int(got[392]) - 128) <= 1
-    flat = data.decode(encoded(np.full((28, 28), 7, np.uint16)), "x", grey)
+    flat = decode(encoded(np.full((28, 28), 7, np.uint16)), "x", grey)
     assert not flat.any()
 
 
@@ -296,14 +300,14 @@ def test_orientation_is_applied(grey):
     array[:14] = 255
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90° clockwise
-    got = data.decode(encoded(array, "PNG", exif=exif), "x", grey).reshape(28, 28)
+    got = decode(encoded(array, "PNG", exif=exif), "x", grey).reshape(28, 28)
     assert np.all(got[:, 14:] == 255) and np.all(got[:, :14] == 0)
 
 
 def test_large_jpeg_is_decoded_small_but_alike(grey):
     smooth = np.add.outer(np.arange(1200), np.arange(1200)) * 255 // 2398
     whole = np.asarray(Image.fromarray(smooth.astype(np.uint8)).resize((28, 28), 3)).astype(int)
-    got = data.decode(encoded(smooth.astype(np.uint8), "JPEG", quality=95), "x", grey)
+    got = decode(encoded(smooth.astype(np.uint8), "JPEG", quality=95), "x", grey)
     assert np.abs(got.reshape(28, 28) - whole).max() <= 3
 
 
@@ -339,10 +343,10 @@ def pages():
     ("make", "said"),
     [
         (lambda: b"", "empty"),
-        (lambda: b"a letter to the hospital", "not a PNG, JPEG or TIFF"),
+        (lambda: b"a letter to the hospital", "not a PNG, JPEG, TIFF or DICOM"),
         (lambda: encoded(picture())[:300], "damaged or breaks off"),
         (lambda: encoded(picture(), "JPEG")[:200], "damaged or breaks off"),
-        (lambda: encoded(picture(), "GIF"), "not a PNG, JPEG or TIFF"),
+        (lambda: encoded(picture(), "GIF"), "not a PNG, JPEG, TIFF or DICOM"),
         (lambda: encoded(picture(channels=3)), "in colour where the data set is grey"),
         (transparent, "transparent"),
         (bomb, "more than 50 million pixels"),
@@ -352,13 +356,13 @@ def pages():
 )
 def test_bad_images_say_what_is_wrong(grey, make, said):
     with pytest.raises(UserError, match=f"^scan.png: .*{said}"):
-        data.decode(make(), "scan.png", grey)
+        decode(make(), "scan.png", grey)
 
 
 def test_pixel_limit_below_pillows_own(grey, monkeypatch):
     monkeypatch.setattr(images, "PIXELS", 1000)
     with pytest.raises(UserError, match="million pixels"):
-        data.decode(encoded(picture()), "x", grey)
+        decode(encoded(picture()), "x", grey)
 
 
 def test_bad_files_are_set_aside_and_the_others_read(tmp_path, monkeypatch):
@@ -377,7 +381,7 @@ def test_bad_files_are_set_aside_and_the_others_read(tmp_path, monkeypatch):
     assert not isinstance(found["x/good.png"], Reject)
     reasons = {name: row.reason for name, row in found.items() if isinstance(row, Reject)}
     assert reasons == {
-        "x/text.png": "the file is not a PNG, JPEG or TIFF image",
+        "x/text.png": "the file is not a PNG, JPEG, TIFF or DICOM image",
         "x/colour.png": "the image is in colour where the data set is grey (channels=1)",
         "x/empty.png": "the file is empty",
         "x/big.png": images.TOO_LARGE,

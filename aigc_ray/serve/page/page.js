@@ -104,7 +104,7 @@ async function recognise(file) {
 function preview(file) {
   const image = at("preview-image");
   URL.revokeObjectURL(image.src);
-  image.onerror = () => { image.hidden = true; };  // a browser cannot show TIFF
+  image.onerror = () => { image.hidden = true; };  // a browser cannot show TIFF and DICOM
   image.hidden = false;
   image.alt = `The image that was sent: ${file.name || "pasted"}`;
   image.src = URL.createObjectURL(file);
@@ -125,6 +125,7 @@ function tell(item, model) {
   }
   at("result").replaceChildren(
     element("p", label, { class: "label" }),
+    ...(item.warnings ?? []).map((text) => element("p", text)),
     bars,
     element("p", `Answered by ${version(model)}`, { class: "model" }),
   );

@@ -1,13 +1,14 @@
 """Labelled images as records and as tensors: what training, ingestion and serving share.
 
-`survey` (in sources.py) says where images are found; `decode`, `png` and `grid` (in images.py) are
-the way from an image file to pixels and back.
+`survey` (in sources.py) says where images are found; images.py is the way from an image file to
+pixels and back, dicom.py that from the frames of a DICOM file.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,11 +20,13 @@ from aigc_ray import storage
 from aigc_ray.errors import UserError
 from aigc_ray.schema import Field, Schema
 from aigc_ray.task import Batch, Columns, Record, Reject, Source
-from aigc_ray.tasks.diagnosis import images
-from aigc_ray.tasks.diagnosis.images import Unreadable, decode, grid, png
+from aigc_ray.tasks.diagnosis import dicom, images
+from aigc_ray.tasks.diagnosis.images import Unreadable, grid, png
 from aigc_ray.tasks.diagnosis.sources import open_npz, rows_of, survey
 
-__all__ = ["decode", "encode", "grid", "parse", "png", "read", "survey"]
+__all__ = ["encode", "grid", "parse", "png", "read", "survey"]
+
+BURNED_IN = "text is burnt into the image, says its header: it may be seen in place of the patient"
 
 
 def read(source: Source, schema: Schema) -> Iterator[Record | Reject]:
@@ -41,7 +44,9 @@ def _read_files(source: Source, schema: Schema) -> Iterator[Record | Reject]:
             if file["bytes"] > images.FILE_BYTES:
                 raise Unreadable(images.TOO_LARGE)
             label = _label(file["label"], schema["label"])
-            image = images.pixels(storage.read_bytes(uri), channels, size)
+            content = storage.read_bytes(uri)
+            scan = dicom.scan(content, path)
+            image = images.pixels(content, channels, size) if scan is None else None
         except storage.Missing:
             yield Reject(path, "the file is missing")
         except Unreadable as fault:
@@ -52,7 +57,28 @@ def _read_files(source: Source, schema: Schema) -> Iterator[Record | Reject]:
             yield Reject(path, str(error))
         else:
             record = {"image": image, "label": label, "split": file["split"], "source": path}
-            yield {**record, "patient": file.get("patient"), "extra": file.get("extra")}
+            record |= {"patient": file.get("patient"), "extra": file.get("extra")}
+            yield from (record,) if scan is None else _frames(scan, record, schema)
+
+
+def _frames(scan: dicom.Scan, record: Record, schema: Schema) -> Iterator[Record | Reject]:
+    """Each frame of a DICOM file is a row."""
+    channels, size, _ = schema["image"].shape
+    for number in range(1, scan.frames + 1):
+        source = record["source"] if scan.frames == 1 else f"{record['source']}#{number}"
+        try:
+            image = images.fit(scan.image(number), channels, size)
+            extra = json.loads(record["extra"] or "{}") | {"dicom": scan.kept(number)}
+        except Unreadable as fault:
+            yield Reject(source, str(fault))
+            continue
+        yield record | {
+            "image": image,
+            "source": source,
+            "extra": json.dumps(extra),
+            "person": None if record["patient"] else scan.patient,
+            "flag": None if scan.burned_in == "no" else f"text burnt in: {scan.burned_in}",
+        }
 
 
 class Unlabelled(UserError):  # noqa: N818
@@ -131,12 +157,19 @@ def _npz_row(
 
 
 def parse(item: Mapping[str, Any], schema: Schema) -> Record:
-    """One image of a request, as base64 under "image" or as an upload's bytes under "file"."""
-    unknown = sorted(item.keys() - {"image", "file", "filename", "label"})
+    """One image of a request, as base64 under "image" or as an upload's bytes under "file".
+
+    Of a DICOM file with several frames "frame" names the one that is meant, counted from 1.
+    """
+    unknown = sorted(item.keys() - {"image", "file", "filename", "frame", "label"})
     if unknown:
-        raise UserError(f"{unknown[0]} is not known here; an item has image (base64) and label")
+        raise UserError(
+            f"{unknown[0]} is not known here; an item has image (base64), frame and label"
+        )
     if ("image" in item) == ("file" in item):
-        raise UserError("image is needed: a PNG, JPEG or TIFF file in base64, or an upload as file")
+        raise UserError(
+            "image is needed: a PNG, JPEG, TIFF or DICOM file in base64, or an upload as file"
+        )
     if "file" in item:
         name, data = str(item.get("filename") or "file"), item["file"]
         if not isinstance(data, bytes):
@@ -151,7 +184,13 @@ def parse(item: Mapping[str, Any], schema: Schema) -> Record:
             data = base64.b64decode(text, validate=True)
         except (binascii.Error, ValueError):
             raise UserError("image is not base64; send the file's bytes in base64") from None
-    record: Record = {"image": decode(data, name, schema), "source": name}
+    frame = item.get("frame")
+    if frame is not None and (isinstance(frame, bool) or not isinstance(frame, int) or frame < 1):
+        raise UserError(f"frame is a whole number from 1 on; got {frame!r}")
+    try:
+        record: Record = _seen(data, name, frame, schema) | {"source": name}
+    except Unreadable as fault:
+        raise UserError(f"{name}: {fault}") from None
     label = item.get("label")
     if label is not None:
         field = schema["label"]
@@ -160,6 +199,20 @@ def parse(item: Mapping[str, Any], schema: Schema) -> Record:
             parts = [part.strip() for part in label.split("|") if part.strip()]
         record["label"] = _label([str(part) for part in parts], field)
     return record
+
+
+def _seen(data: bytes, name: str, frame: int | None, schema: Schema) -> Record:
+    """The pixels of an image file, and what its answer must warn of; a header stays here."""
+    channels, size, _ = schema["image"].shape
+    scan = dicom.scan(data, name)
+    if scan is None:
+        if frame not in (None, 1):
+            raise Unreadable(f"the file has one frame; got frame {frame}")
+        return {"image": images.pixels(data, channels, size)}
+    if frame is None and scan.frames > 1:
+        raise Unreadable(f"the file has several frames: name one as frame, 1 to {scan.frames}")
+    image = images.fit(scan.image(frame or 1), channels, size)
+    return {"image": image} | ({"warnings": [BURNED_IN]} if scan.burned_in == "yes" else {})
 
 
 def encode(columns: Columns, row: Tensor, schema: Schema) -> Batch:

@@ -17,9 +17,6 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from aigc_ray.errors import UserError
-from aigc_ray.schema import Schema
-
 SMALLEST, LARGEST = 28, 256  # pixels a side that the networks are made for
 FILE_BYTES = 64 << 20
 PIXELS = 50_000_000  # a mammogram has 24 million; a decompression bomb has far more
@@ -31,22 +28,9 @@ class Unreadable(Exception):  # noqa: N818
     """Why an image is set aside, as one sentence without the file's name."""
 
 
-def decode(data: bytes, name: str, schema: Schema) -> np.ndarray:
-    """(C*S*S,) uint8, channel first: the one decoder of ingestion and of serving.
-
-    Raises:
-        UserError: with the file's name and what is wrong with it.
-    """
-    channels, size, _ = schema["image"].shape
-    try:
-        return pixels(data, channels, size)
-    except Unreadable as fault:
-        raise UserError(f"{name}: {fault}") from None
-
-
 def pixels(data: bytes, channels: int, size: int) -> np.ndarray:
-    """`decode`, with `Unreadable` for what is wrong."""
-    return _finish(load(data, size), channels, size)
+    """(C*S*S,) uint8, channel first, of a PNG, JPEG or TIFF file."""
+    return fit(load(data, size), channels, size)
 
 
 def array_pixels(picture: np.ndarray, channels: int, size: int) -> np.ndarray:
@@ -57,8 +41,8 @@ def array_pixels(picture: np.ndarray, channels: int, size: int) -> np.ndarray:
         return picture.reshape(-1)
     image = Image.fromarray(picture)
     if channels == 1 and image.mode == "RGB":
-        image = _grey(image)
-    return _finish(image, channels, size)
+        image = grey(image)
+    return fit(image, channels, size)
 
 
 def load(data: bytes, size: int | None = None) -> Image.Image:
@@ -81,7 +65,7 @@ def load(data: bytes, size: int | None = None) -> Image.Image:
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise Unreadable(f"the image has more than {PIXELS // 10**6} million pixels") from None
     except UnidentifiedImageError:
-        raise Unreadable("the file is not a PNG, JPEG or TIFF image") from None
+        raise Unreadable("the file is not a PNG, JPEG, TIFF or DICOM image") from None
     except Exception:
         raise Unreadable("the image is damaged or breaks off") from None
 
@@ -97,7 +81,7 @@ def _load(file: io.BytesIO, size: int | None) -> Image.Image:
     image.load()
     image = ImageOps.exif_transpose(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_spread(np.asarray(image).astype(np.float32)))
+        return Image.fromarray(spread(np.asarray(image).astype(np.float32)))
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.has_transparency_data else "RGB")
     if image.mode in ("LA", "RGBA", "La", "RGBa"):
@@ -108,30 +92,41 @@ def _load(file: io.BytesIO, size: int | None) -> Image.Image:
         image = image.convert("L")
     if image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
-    return _grey(image) if image.mode == "RGB" else image
+    return grey(image) if image.mode == "RGB" else image
 
 
-def _grey(image: Image.Image) -> Image.Image:
+def grey(image: Image.Image) -> Image.Image:
     """A colour image whose channels are equal is a grey one, as many exports of films are."""
     red, green, blue = image.split()
     data = red.tobytes()
     return red if data == green.tobytes() and data == blue.tobytes() else image
 
 
-def _spread(levels: np.ndarray) -> np.ndarray:
-    """Grey levels without a window as uint8."""
+def spread(
+    levels: np.ndarray,
+    part: np.ndarray | None = None,
+    percentiles: tuple[float, float] = SPREAD,
+) -> np.ndarray:
+    """Grey levels without a window as uint8.
+
+    Args:
+        part: a mask; only the levels there say what becomes black and white.
+        percentiles: of these levels, that become black and white.
+    """
+    seen = levels.reshape(-1) if part is None or not part.any() else levels[part]
     if not np.isfinite(levels).all():
         raise Unreadable("the image holds NaN or infinite values")
-    sample = levels.reshape(-1)[:: max(1, levels.size >> 20)]  # a million pixels tell as much
-    low, high = np.percentile(sample, SPREAD)
+    sample = seen[:: max(1, seen.size >> 20)]  # a million pixels tell as much
+    low, high = np.percentile(sample, percentiles)
     if high <= low:
-        low, high = float(levels.min()), float(levels.max())
+        low, high = float(seen.min()), float(seen.max())
     scaled = (levels - low) * (255.0 / max(high - low, 1e-30))
     grey: np.ndarray = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
     return grey
 
 
-def _finish(image: Image.Image, channels: int, size: int) -> np.ndarray:
+def fit(image: Image.Image, channels: int, size: int) -> np.ndarray:
+    """(C*S*S,) uint8, channel first, of an image of mode L or RGB."""
     if channels == 1 and image.mode == "RGB":
         raise Unreadable("the image is in colour where the data set is grey (channels=1)")
     image = _letterbox(image, size)

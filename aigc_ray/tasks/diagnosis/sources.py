@@ -8,6 +8,8 @@ What is understood, on a local path or under s3://bucket/prefix:
   columns are kept as text. Where any label holds a `|` the labels are multi-label, as in
   `mass|nodule`; a lone `|` says that there is none. An empty label is unknown;
 * a folder with one sub-folder per class, or with train, val and test folders of such.
+
+In folders every file is taken, whatever its name is; a DICOM file is known by what it holds.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from aigc_ray import storage
 from aigc_ray.errors import UserError
 from aigc_ray.schema import Field, Schema
 from aigc_ray.task import Source
-from aigc_ray.tasks.diagnosis import images
+from aigc_ray.tasks.diagnosis import dicom, images
 from aigc_ray.tasks.diagnosis.images import Unreadable
 
 SPLITS = {
@@ -46,7 +48,8 @@ FILES = 64  # images in one piece of work
 PROBES = 16  # images that are looked at to tell grey from colour
 CLASSES = 1000  # more distinct labels than this are no classes
 CHUNK = 4 << 20  # bytes of an .npz that are decompressed at once
-LITTER = {"thumbs.db", "desktop.ini"}
+LITTER = {"thumbs.db", "desktop.ini", "dicomdir"}
+SINGLE = (".png", ".jpg", ".jpeg", ".tif", ".tiff")  # files of one image
 
 
 def survey(uri: str, *, size: int | None, channels: int | None) -> tuple[Schema, list[Source]]:
@@ -168,7 +171,8 @@ def _channels(uri: str, files: list[dict[str, Any]]) -> int:
     for file in usable[:: max(1, len(usable) // PROBES)][:PROBES]:
         try:
             data = storage.read_bytes(storage.join(uri, file["path"]), limit=images.FILE_BYTES)
-            if images.load(data).mode == "RGB":
+            scan = dicom.scan(data, file["path"])
+            if (scan.image(1) if scan else images.load(data)).mode == "RGB":
                 return 3
             readable += 1
         except (UserError, Unreadable) as error:
@@ -184,7 +188,9 @@ def _pieces(uri: str, files: list[dict[str, Any]]) -> list[Source]:
         part = [file for file in files if file.get("split") == split]
         for start in range(0, len(part), FILES):
             some = part[start : start + FILES]
-            piece = {"kind": "files", "root": uri, "split": split, "rows": len(some), "files": some}
+            piece: Source = {"kind": "files", "root": uri, "split": split, "files": some}
+            if all(file["path"].lower().endswith(SINGLE) for file in some):
+                piece["rows"] = len(some)  # others may hold any number of frames
             pieces.append(piece)
     return pieces
 
