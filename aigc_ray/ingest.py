@@ -38,7 +38,7 @@ import pyarrow.parquet as pq
 from aigc_ray import cluster, config, storage
 from aigc_ray.errors import UserError
 from aigc_ray.shards import Shards, arrow_type, table, travelling
-from aigc_ray.splitter import SPLITS, Splitter
+from aigc_ray.splitter import SPLITS, Splitter, hash64
 from aigc_ray.task import Record, Reject, Source, Task
 
 __all__ = ["arrow_type", "ingest", "load_manifest"]
@@ -308,7 +308,7 @@ class _Writer:
         for place, person in enumerate(persons):
             if person is not None:
                 number = len(self.persons) + 1
-                patients[place] = self.persons.setdefault(_hash(person), f"dicom-{number:06d}")
+                patients[place] = self.persons.setdefault(hash64(person), f"dicom-{number:06d}")
             else:
                 persons[place] = patients[place]
         at = part.schema.get_field_index("patient")

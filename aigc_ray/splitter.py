@@ -27,7 +27,7 @@ class Splitter:
         A row without a split joins its patient, or without one its double; so doubles whose
         patients lie in different splits are the only ones of these that are left out.
         """
-        key = _hash(f"patient/{patient}")
+        key = hash64(f"patient/{patient}")
         owner = self.patients.get(key) if patient else None
         if split is None and patient:
             split = owner or self._drawn(f"patient/{patient}")
@@ -48,7 +48,7 @@ class Splitter:
         return split
 
     def _drawn(self, key: str) -> str:
-        position = _hash(f"{self.seed}/{key}") / 2**64
+        position = hash64(f"{self.seed}/{key}") / 2**64
         for split, share in SHARES:
             position -= share
             if position < 0:
@@ -56,5 +56,6 @@ class Splitter:
         return SHARES[-1][0]
 
 
-def _hash(text: str) -> int:
+def hash64(text: str) -> int:
+    """A number that stands for a text, such as who somebody is, without holding it."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -79,6 +79,10 @@ class Diagnosis(Task):
             raise UserError(f"task.size is one of {sizes}; got {self.size}")
         if self.channels not in (None, 1, 3):
             raise UserError(f"task.channels is 1 or 3; got {self.channels}")
+        # With fewer, oneDNN 3.12 writes past the end of a strided 1x1 convolution's gradient, where
+        # channels lie last and the CPU has no AVX-512 (measured: glibc ends the process).
+        if self.recogniser_width < 8:
+            raise UserError(f"task.recogniser_width is at least 8; got {self.recogniser_width}")
         if self.steps < 1:
             raise UserError(f"task.steps is at least 1; got {self.steps}")
 
