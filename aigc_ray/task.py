@@ -8,7 +8,7 @@ the server know a task only through this file.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
@@ -51,6 +51,15 @@ class Batch(NamedTuple):
     known: dict[str, Tensor]  # bool (B,); False where the value is missing or censored
     weight: Tensor  # (B,); the row's share in every mean, 0 for padding
     row: Tensor  # (B,) int64 key that seeds the row's noise and augmentation (`noise.keys`)
+
+    def take(self, rows: Tensor) -> Batch:
+        """The rows with these numbers, as often as they are named."""
+        return Batch(
+            {name: value[rows] for name, value in self.value.items()},
+            {name: known[rows] for name, known in self.known.items()},
+            self.weight[rows],
+            self.row[rows],
+        )
 
     def to(self, device: str) -> Batch:
         return Batch(
@@ -106,7 +115,8 @@ class Stage(NamedTuple):
     name: str
     steps: int
     players: tuple[Player, ...]  # in the order of their updates
-    refresh: int = 1  # steps a pool of samples is used for: 1 for images, hundreds for molecules
+    # Steps a pool of samples is used for: 1 for images, hundreds for molecules; 0 draws none.
+    refresh: int = 1
     # (networks, training batch, held-back batch, their draw, step) -> how far the critic knows
     # its training rows by heart, 0 to 1; steers the strength of the augmentation towards .5
     overfitting: Callable[[Networks, Batch, Batch, Draw, Step], Tensor] | None = None
@@ -170,7 +180,13 @@ class Task(ABC):
 
     @abstractmethod
     def recognise(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
-        """Predictions, (B, ...) each: only what may be averaged over an ensemble."""
+        """Predictions, (B, ...) each: only what may be averaged over an ensemble.
+
+        Where a target is a category or labels, `probability` (B, K) is the recogniser's opinion and
+        `critic` (B, K) the critic's, if the networks hold one; a `Judgement` weighs them and
+        calibrates. `features` (B, D) are the space in which rows are compared, of the first member
+        only.
+        """
 
     @abstractmethod
     def score(self, networks: Networks, batch: Batch, target: Tensor) -> Tensor:
@@ -185,16 +201,22 @@ class Task(ABC):
         """Samples as a request asks for them; raises `UserError` for a request that cannot be."""
 
     @abstractmethod
-    def evaluate(self, model: Model, data: Iterable[Batch]) -> dict[str, float]:
-        """Metrics on held-back rows, the objective among them."""
+    def measure(
+        self,
+        prediction: Mapping[str, np.ndarray],
+        value: Mapping[str, np.ndarray],
+        known: Mapping[str, np.ndarray],
+    ) -> dict[str, float]:
+        """Metrics of predictions for any set of rows, the objective among them; NaN where these
+        rows have none. `value` and `known` are the rows as a `Batch` holds them."""
 
     @abstractmethod
     def sample(self, model: Model) -> bytes:
         """A PNG of what the generator makes, the same noise each time."""
 
     @abstractmethod
-    def pictures(self, model: Model, data: Iterable[Batch]) -> Iterator[tuple[str, bytes]]:
-        """(caption, PNG) pairs by which a person judges a model."""
+    def pictures(self, model: Model, batch: Batch) -> Iterator[tuple[str, bytes]]:
+        """(caption, PNG) pairs by which a person judges what it generates beside real rows."""
 
 
 def stack(records: Sequence[Record]) -> dict[str, np.ndarray]:
