@@ -7,7 +7,6 @@ empty, do not fit or hold NaN.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -125,46 +124,6 @@ def operating_point(
     # roc_curve says infinity for "none", which JSON cannot.
     threshold = min(thresholds[best], np.nextafter(score.max(), np.inf))
     return OperatingPoint(float(threshold), float(found[best]), float(1 - alarms[best]))
-
-
-def operating_points(
-    probability: np.ndarray,
-    label: np.ndarray,
-    names: Sequence[str],
-    *,
-    positive: str | None = None,
-    sensitivity: float | None = None,
-    cost: float | None = None,
-) -> dict[str, OperatingPoint]:
-    """An operating point for each name, by probabilities (N, K).
-
-    With label (N,) of classes it is that of `positive` against the rest; with label (N, K) of
-    independent labels there is one for each, or for `positive` alone.
-    """
-    probability, label = np.asarray(probability), np.asarray(label)
-    if probability.ndim != 2 or len(names) != probability.shape[1]:
-        raise UserError(
-            f"probability has a column for each of {', '.join(names)}; got {probability.shape}"
-        )
-    if label.shape not in (probability.shape, probability.shape[:1]):
-        raise UserError(
-            f"label has one row a row of probability, {probability.shape}; got {label.shape}"
-        )
-    if (positive is None and label.ndim == 1) or (positive is not None and positive not in names):
-        raise UserError(f"positive is one of {', '.join(names)}; got {positive!r}")
-    if label.ndim == 1 and not np.isin(label, np.arange(len(names))).all():
-        raise UserError(f"label is a whole number from 0 to {len(names) - 1} in every row")
-    return {
-        name: operating_point(
-            probability[:, k],
-            label[:, k] if label.ndim == 2 else label == k,
-            sensitivity=sensitivity,
-            cost=cost,
-            name=name,
-        )
-        for k, name in enumerate(names)
-        if positive in (None, name)
-    }
 
 
 def _numbers(name: str, values: np.ndarray) -> np.ndarray:

@@ -6,16 +6,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from aigc_ray import config, manifest, noise, storage
 from aigc_ray.errors import UserError
+from aigc_ray.judgement import Judgement
+from aigc_ray.outliers import Outliers
 from aigc_ray.schema import Schema
 from aigc_ray.task import Batch, Draw, Item, Networks, Record, Shortfall, Task, stack
 from aigc_ray.tasks import task_class
 
 WEIGHTS = "weights.safetensors"
+REFERENCE = "reference.safetensors"  # what rows are compared with, to find the unusual ones
 
 
 class Model:
@@ -26,13 +30,22 @@ class Model:
         members: an ensemble; `recognise` averages over it, the first one generates.
         info: the contents of model.json.
         sha256: the hash that identifies the folder it was read from.
+        judgement: what turns opinions into answers; None answers as the recogniser says.
+        outliers: tells unusual rows.
     """
 
     def __init__(
-        self, task: Task, members: Sequence[Networks], info: dict[str, Any], sha256: str = ""
+        self,
+        task: Task,
+        members: Sequence[Networks],
+        info: dict[str, Any],
+        sha256: str = "",
+        judgement: Judgement | None = None,
+        outliers: Outliers | None = None,
     ) -> None:
         self.task, self.info, self.sha256 = task, info, sha256
         self.members = [member.eval().requires_grad_(False) for member in members]
+        self.judgement, self.outliers = judgement, outliers
 
     @classmethod
     def open(cls, folder: Path) -> Model:
@@ -50,7 +63,12 @@ class Model:
             own = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
             networks.load_state_dict(own)
             members.append(networks)
-        return cls(task, members, info, manifest.sha256_of(sealed))
+        judgement, outliers = None, None
+        if info.get("calibration"):
+            judgement = Judgement.from_json(info["calibration"])
+        if (folder / REFERENCE).exists():
+            outliers = Outliers.load(load_file(str(folder / REFERENCE)))
+        return cls(task, members, info, manifest.sha256_of(sealed), judgement, outliers)
 
     @property
     def name(self) -> str:
@@ -59,14 +77,36 @@ class Model:
     # --- tensors in, tensors out ------------------------------------------------------------
 
     @torch.inference_mode()
-    def recognise(self, batch: Batch) -> dict[str, Tensor]:
-        """The members' mean prediction, and where there are several their spread."""
-        every = [self.task.recognise(member, batch) for member in self.members]
-        together = {name: torch.stack([one[name] for one in every]) for name in every[0]}
+    def recognise(self, batch: Batch, *, everything: bool = False) -> dict[str, Tensor]:
+        """The members' mean prediction, and where there are several their spread.
+
+        With a judgement `probability` is what the opinions come to, calibrated; with outliers
+        `outlier` (B,) says how unusual each row is.
+
+        Args:
+            everything: the critic's opinion too where it has no part in the answer.
+        """
+        critic = everything or (self.judgement is not None and self.judgement.share > 0)
+        every = [self.task.recognise(_heard(member, critic), batch) for member in self.members]
+        features = every[0].get("features")
+        names = every[0].keys() - {"features"}
+        together = {name: torch.stack([one[name] for one in every]) for name in names}
         mean = {name: value.mean(0) for name, value in together.items()}
+        if self.judgement is not None:
+            mean |= self._judged(self.judgement, mean)
+        if features is not None:
+            mean["features"] = features
+            if self.outliers is not None:
+                mean["outlier"] = self.outliers.score(features)
         if len(every) > 1:
             mean |= {f"{name}_spread": value.std(0) for name, value in together.items()}
         return mean
+
+    def _judged(self, judgement: Judgement, mean: dict[str, Tensor]) -> dict[str, Tensor]:
+        recogniser = mean["probability"]
+        critic = mean["critic"].numpy() if "critic" in mean else None
+        answer = judgement.probability(recogniser.numpy(), critic)
+        return {"probability": torch.from_numpy(answer).float(), "recogniser": recogniser}
 
     @torch.inference_mode()
     def draw(self, condition: Batch) -> Draw:
@@ -98,10 +138,50 @@ class Model:
             predicted = {name: value.numpy() for name, value in self.recognise(batch).items()}
             for place, number in enumerate(numbers):
                 one = {name: value[place] for name, value in predicted.items()}
-                answers[number] = self.task.answer(one)
+                answers[number] = self._answered(one)
                 if warnings[number]:
                     answers[number]["warnings"] = warnings[number]
         return answers
+
+    def _answered(self, prediction: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """One row's answer; where it is withheld, what was likeliest is not said in its place."""
+        answer = self.task.answer(prediction)
+        if self.judgement is None:
+            return answer
+        outlier = prediction.get("outlier")
+        verdict = self.judgement.verdict(
+            prediction["probability"], None if outlier is None else float(outlier)
+        )
+        if verdict["abstained"]:
+            answer |= {name: None for name in ("label", "labels") if name in answer}
+        elif self.judgement.several:
+            answer["labels"] = [n for n in answer["labels"] if n not in verdict["undecided"]]
+        return answer | verdict
+
+    def explain(self, record: Record) -> dict[str, Any]:
+        """A heat map of what the likeliest class hangs on, or why there is none to be trusted.
+
+        Returns:
+            `method`, `of` (the class) and `image` (a PNG), or `withheld`, a sentence.
+        """
+        from aigc_ray import explanation
+
+        field, gate = self.task.schema.judged, self.info.get("explanation")
+        if field is None or not explanation.possible(self.task):
+            return {"withheld": f"{self.name} has no heat maps"}
+        if not gate or not gate["passes"]:
+            why = "do not hang on what it learned" if gate else "were never tested"
+            return {"withheld": f"this model's heat maps {why}"}
+        record = {key: value for key, value in record.items() if key != "warnings"}
+        batch = self.task.encode(stack([record]), noise.keys(0, torch.zeros(1)))
+        target = self.recognise(batch)["probability"].argmax(1)
+        heat = explanation.heat(self.task, self.members, batch, target)
+        image = batch.value[explanation.image_of(self.task)][0]
+        return {
+            "method": gate["method"],
+            "of": field.values[int(target)],
+            "image": explanation.overlay(image, heat[0]),
+        }
 
     def predict(self, items: Iterable[Any]) -> list[dict[str, Any]]:
         """Answers for paths or items, in their order. A bad one is refused by its number."""
@@ -126,7 +206,19 @@ def restore(info: Mapping[str, Any]) -> Task:
     return config.override(task, info["configuration"])
 
 
-def write(folder: Path, members: Sequence[Mapping[str, Tensor]], info: dict[str, Any]) -> None:
+def _heard(member: Networks, critic: bool) -> Networks:
+    """The networks without the critic, which costs as much as the recogniser, where it is not."""
+    if critic or "critic" not in member:
+        return member
+    return Networks({name: network for name, network in member.items() if name != "critic"})
+
+
+def write(
+    folder: Path,
+    members: Sequence[Mapping[str, Tensor]],
+    info: dict[str, Any],
+    outliers: Outliers | None = None,
+) -> None:
     """A model's folder, before the registry adds the card and seals it."""
     from safetensors.torch import save_file
 
@@ -137,4 +229,6 @@ def write(folder: Path, members: Sequence[Mapping[str, Tensor]], info: dict[str,
         for name, tensor in member.items()
     }
     save_file(tensors, str(folder / WEIGHTS))
+    if outliers is not None:
+        save_file(outliers.state(), str(folder / REFERENCE))
     storage.write_json(str(folder / "model.json"), info | {"members": len(members)})

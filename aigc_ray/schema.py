@@ -65,6 +65,11 @@ class Schema:
         """The fields that play this part."""
         return (field for field in self.fields if part in field.parts)
 
+    @property
+    def judged(self) -> Field | None:
+        """The target that has classes or labels, which are answered or withheld."""
+        return next((f for f in self.part("target") if f.kind in ("category", "labels")), None)
+
     def to_json(self) -> list[dict[str, Any]]:
         return [field.to_json() for field in self.fields]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aigc_ray import losses, noise
+from aigc_ray import losses, noise, recognition
 from aigc_ray.blocks import ResNet18, bf16_pays, low_precision
 from aigc_ray.errors import UserError
 from aigc_ray.model import Model
@@ -30,7 +30,7 @@ from aigc_ray.task import (
     Step,
     Task,
 )
-from aigc_ray.tasks.diagnosis import data, metrics
+from aigc_ray.tasks.diagnosis import data
 from aigc_ray.tasks.diagnosis.augment import augment, pad_crop
 from aigc_ray.tasks.diagnosis.networks import (
     NOISE,
@@ -247,10 +247,18 @@ class Diagnosis(Task):
 
     def recognise(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
         image = batch.value["image"].contiguous(memory_format=torch.channels_last)
-        logits = networks["recogniser"](image)
-        if self.schema["label"].kind == "labels":
-            return {"probability": torch.sigmoid(logits)}
-        return {"probability": torch.softmax(logits, 1)}
+        recogniser: Any = networks["recogniser"]
+        features = recogniser.features(image)
+        found = {"probability": self._likely(recogniser.head(features)), "features": features}
+        if "critic" in networks:
+            # Its class head looks at the image alone; the label is for the other output.
+            seen = networks["critic"](image, batch.value["label"], batch.known["label"])
+            found["critic"] = self._likely(seen[1])
+        return found
+
+    def _likely(self, logits: Tensor) -> Tensor:
+        several = self.schema["label"].kind == "labels"
+        return torch.sigmoid(logits) if several else torch.softmax(logits, 1)
 
     def score(self, networks: Networks, batch: Batch, target: Tensor) -> Tensor:
         logits: Tensor = networks["recogniser"](batch.value["image"])
@@ -312,9 +320,14 @@ class Diagnosis(Task):
             return self.classes[int(label)]
         return [name for name, here in zip(self.classes, label, strict=True) if here > 0.5]
 
-    def evaluate(self, model: Model, batches: Iterable[Batch]) -> dict[str, float]:
-        probability, label = _predictions(model, batches)
-        return metrics.recognition(probability, label)
+    def measure(
+        self,
+        prediction: Mapping[str, np.ndarray],
+        value: Mapping[str, np.ndarray],
+        known: Mapping[str, np.ndarray],
+    ) -> dict[str, float]:
+        rows = known["label"]
+        return recognition.figures(prediction["probability"][rows], value["label"][rows])
 
     def sample(self, model: Model) -> bytes:
         field = self.schema["label"]
@@ -325,22 +338,10 @@ class Diagnosis(Task):
         row = noise.keys(0, torch.arange(len(labels)))
         return data.grid(model.draw(self._condition(labels, row)).value["image"], 8)
 
-    def pictures(self, model: Model, batches: Iterable[Batch]) -> Iterator[tuple[str, bytes]]:
-        batches = list(batches)
-        real = torch.cat([batch.value["image"] for batch in batches[:2]])[:32]
-        yield "Real images", data.grid(real, 8)
+    def pictures(self, model: Model, batch: Batch) -> Iterator[tuple[str, bytes]]:
+        yield "Real images", data.grid(batch.value["image"][:32], 8)
         rows = "; ".join(self.classes[:8])
         yield f"Generated images, a row a class ({rows})", self.sample(model)
-        probability, label = _predictions(model, batches)
-        yield from metrics.pictures(probability, label, self.classes)
-
-
-def _predictions(model: Model, batches: Iterable[Batch]) -> tuple[np.ndarray, np.ndarray]:
-    probabilities, labels = [], []
-    for batch in batches:
-        probabilities.append(model.recognise(batch)["probability"].numpy())
-        labels.append(batch.value["label"].numpy())
-    return np.concatenate(probabilities), np.concatenate(labels)
 
 
 def _whole(request: Mapping[str, Any], key: str, default: int, low: int, high: int) -> int:

@@ -1,0 +1,212 @@
+"""From opinions to an answer, or to none: what is fitted on held-back rows and kept with a model.
+
+A recogniser and the critic's class head each have an opinion; which of them, or their mean, is
+heard is decided here, how sure it may sound, and when no answer is given. Nothing of it needs the
+networks to be trained again, so a model is fitted to another place by a few hundred rows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from aigc_ray import calibration, decisions, intervals, recognition
+from aigc_ray.errors import UserError
+
+HARM = 0.002  # of AUC that the critic's part may cost at most, at the interval's lower end
+UNUSUAL = 0.99  # share of held-back rows that are answered as far as their looks go
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """What the user of a model decides; the rest is fitted."""
+
+    alpha: float = 0.1  # share of rows whose set may miss the truth
+    sensitivity: float | None = 0.95  # of the operating point
+    cost: float | None = None  # or: a miss is so many times as dear as a false alarm
+    positive: str | None = None  # the finding; None: the last of two classes, or every label
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise UserError(f"alpha lies between 0 and 1; got {self.alpha}")
+        if self.cost is not None and not self.cost > 0:
+            raise UserError(f"cost is above 0; got {self.cost}")
+        if self.sensitivity is not None and not 0 < self.sensitivity <= 1:
+            raise UserError(f"sensitivity is above 0 and at most 1; got {self.sensitivity}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """What turns opinions into an answer, a set, a call, or a refusal."""
+
+    names: tuple[str, ...]  # of the classes or labels
+    several: bool  # whether they hold independently
+    share: float  # of the critic's opinion in the answer, 0 or a half
+    gain: dict[str, float] | None  # the mean's AUC minus the recogniser's: value, low, high
+    temperature: float
+    alpha: float
+    threshold: tuple[Any, ...]  # (K,) or (K, 2): what a probability must reach to be in the set
+    pooled: tuple[Any, ...]
+    unusual: float | None  # an outlier's score above this is answered by nobody
+    points: dict[str, dict[str, float]]  # the operating point of each finding
+    rows: dict[str, int]  # that each part was fitted on
+    on: str  # the data set
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        tuples = {key: tuple(data[key]) for key in ("names", "threshold", "pooled")}
+        return cls(**{**data, **tuples})
+
+    def probability(self, recogniser: np.ndarray, critic: np.ndarray | None) -> np.ndarray:
+        """(N, K): the opinions together, as sure as they may be."""
+        mixed = _mixed(recogniser, critic, self.share)
+        return calibration.apply(mixed, self.temperature, self.several)
+
+    def verdict(self, probability: np.ndarray, outlier: float | None) -> dict[str, Any]:
+        """What is said beside the probabilities (K,) of one row; reasons are whole sentences."""
+        threshold = np.array(self.threshold)
+        inside = calibration.sets(probability[None], threshold)[0]
+        strange = self.unusual is not None and outlier is not None and outlier > self.unusual
+        found: dict[str, Any] = {}
+        if self.several:
+            unsure = [name for name, (no, yes) in zip(self.names, inside, strict=True) if no == yes]
+            found["undecided"] = unsure
+            reason = "every label is undecided" if len(unsure) == len(self.names) else None
+        else:
+            names = [name for name, here in zip(self.names, inside, strict=True) if here]
+            found["set"] = names
+            reason = None
+            if len(names) > 1:
+                reason = f"it cannot be told between {' and '.join(names)}"
+            elif not names:
+                reason = "no class is likely enough"
+        if strange:
+            share = f"{UNUSUAL * 100:.0f} %"
+            reason = f"the image is out of distribution: stranger than {share} of those held back"
+        found |= {"abstained": reason is not None, "reason": reason}
+        if outlier is not None:
+            found["outlier"] = round(float(outlier), 4)
+        if self.points and not strange:
+            found["findings"] = {
+                name: {"called": bool(probability[self.names.index(name)] >= p["threshold"])} | p
+                for name, p in self.points.items()
+            }
+        return found
+
+
+def fit(
+    opinions: Mapping[str, np.ndarray],
+    label: np.ndarray,
+    half: np.ndarray,
+    names: Sequence[str],
+    policy: Policy,
+    *,
+    outlier: np.ndarray | None = None,
+    share: float | None = None,
+    on: str = "",
+) -> Judgement:
+    """A judgement from held-back rows that were not trained on.
+
+    One half says whose opinion is heard and how sure it may sound; the other, which has seen none
+    of these choices, says what a set must hold, where a finding is called and what is unusual.
+
+    Args:
+        opinions: (N, K) each; "recogniser", and perhaps "critic".
+        label: (N,) or (N, K).
+        half: (N,) bool, True for the first half; rows of a patient share one.
+        outlier: (N,) scores.
+        share: of the critic in the answer, where that is settled already.
+
+    Raises:
+        UserError: a half lacks rows or classes.
+    """
+    if not half.any() or half.all():
+        raise UserError(
+            "the validation split is too small to be halved: two patients at least are needed"
+        )
+    several = label.ndim == 2
+    first = {name: values[half] for name, values in opinions.items()}
+    gain = None
+    if share is None:
+        share, gain = _admitted(first, label[half]) if "critic" in first else (0.0, None)
+    mixed = _mixed(opinions["recogniser"], opinions.get("critic"), share)
+    temperature = calibration.temperature(mixed[half], label[half])
+    sure = calibration.apply(mixed, temperature, several)
+    rest = ~half
+    sets = calibration.conformal(sure[rest], label[rest], policy.alpha)
+    unusual = None
+    if outlier is not None:
+        unusual = float(np.quantile(outlier[rest], UNUSUAL, method="higher"))
+    return Judgement(
+        names=tuple(names),
+        several=several,
+        share=share,
+        gain=gain,
+        temperature=temperature,
+        alpha=policy.alpha,
+        threshold=tuple(sets.threshold.tolist()),
+        pooled=tuple(sets.pooled.tolist()),
+        unusual=unusual,
+        points=_points(sure[rest], label[rest], names, policy),
+        rows={"choice and temperature": int(half.sum()), "sets and thresholds": int(rest.sum())},
+        on=on,
+    )
+
+
+def _mixed(recogniser: np.ndarray, critic: np.ndarray | None, share: float) -> np.ndarray:
+    if not share or critic is None:
+        return recogniser
+    return (1 - share) * recogniser + share * critic
+
+
+def _admitted(
+    opinions: Mapping[str, np.ndarray], label: np.ndarray
+) -> tuple[float, dict[str, float]]:
+    """Whether the critic is heard: only where its part does no harm to AUC, by a paired bootstrap.
+
+    What is admitted can still be of no use; what the answers are without it always stands beside.
+    """
+    alone = opinions["recogniser"]
+    both = _mixed(alone, opinions["critic"], 0.5)
+
+    def gained(alone: np.ndarray, both: np.ndarray, label: np.ndarray) -> float:
+        with_it, without = (recognition.figures(p, label)["auc"] for p in (both, alone))
+        return with_it - without
+
+    strata = label if label.ndim == 1 else None
+    try:
+        found = intervals.bootstrap(gained, alone, both, label, strata=strata, draws=500)
+    except UserError:  # a class is absent: nothing can be shown, so nothing is admitted
+        return 0.0, {"value": 0.0, "low": -1.0, "high": 1.0}
+    gain = {name: round(value, 5) for name, value in found._asdict().items()}
+    return (0.5 if found.low > -HARM else 0.0), gain
+
+
+def _points(
+    probability: np.ndarray, label: np.ndarray, names: Sequence[str], policy: Policy
+) -> dict[str, dict[str, float]]:
+    """The operating points: `positive`'s, else the second of two classes', or each label's."""
+    positive = policy.positive
+    if positive is not None and positive not in names:
+        raise UserError(f"positive is one of {', '.join(names)}; got {positive!r}")
+    if label.ndim == 1 and positive is None:
+        if len(names) != 2:
+            return {}
+        positive = names[1]
+    wanted = [positive] if positive is not None else list(names)
+    found = {}
+    for name in wanted:
+        column = list(names).index(name)
+        present = label[:, column] if label.ndim == 2 else label == column
+        if not present.any() or present.all():
+            continue  # the rows say nothing of this one
+        by = {"cost": policy.cost} if policy.cost else {"sensitivity": policy.sensitivity}
+        point = decisions.operating_point(probability[:, column], present, name=name, **by)
+        found[name] = point._asdict()
+    return found
