@@ -29,9 +29,17 @@ class Adversary:
         task: what to learn.
         seed: every worker starts from the same weights.
         device: where this worker's networks live.
+        stages: instead of the task's.
     """
 
-    def __init__(self, task: Task, *, seed: int, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        task: Task,
+        *,
+        seed: int,
+        device: str = "cpu",
+        stages: tuple[Stage, ...] | None = None,
+    ) -> None:
         torch.manual_seed(seed)  # every worker starts from the same weights
         self.task, self.device = task, device
         self.networks: Networks = task.networks().to(device)
@@ -39,7 +47,7 @@ class Adversary:
             if parameter.dim() == 4:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.average: Networks = copy.deepcopy(self.networks).requires_grad_(False).eval()
-        self.stages = task.stages()
+        self.stages = task.stages() if stages is None else stages
         self.steps = sum(stage.steps for stage in self.stages)
         self.step_number = 0
         self.strength = 0.0
@@ -128,7 +136,7 @@ class Adversary:
         return figures
 
     def _draw(self, stage: Stage, real: Batch) -> Draw | None:
-        if "generator" not in self.networks:
+        if "generator" not in self.networks or stage.refresh == 0:
             return None
         if stage.refresh == 1:
             learns = any(player.network == "generator" for player in stage.players)

@@ -86,12 +86,24 @@ def fetch(model: str, home: str | None = None) -> Path:
 def promote(
     model: str, alias: str = "production", by: str | None = None, home: str | None = None
 ) -> dict[str, Any]:
-    """Let an alias mean this version from now on, once all its hashes are verified."""
+    """Let an alias mean this version from now on, once all its hashes are verified.
+
+    Raises:
+        UserError: there is no such version, it is damaged, or its generator copies training rows.
+    """
     target = resolve(model, home)
     version = target.version
     if version is None:
         raise UserError(f"{model} is not a registered version: promote TASK:VERSION or TASK@ALIAS")
-    _fetch(target, fresh=True)
+    described = storage.read_json(str(_fetch(target, fresh=True) / "model.json"))
+    generation = described.get("generation") or {}
+    if generation.get("copies"):
+        rates = [generation[name]["value"] for name in ("copy_rate", "plain_copy_rate")]
+        raise UserError(
+            f"{model} copies: {100 * max(rates):.1f} % of what it generates lies as near to a "
+            "training row as the nearest 1 % of unseen rows do; train it with more data, more "
+            "augmentation or fewer steps"
+        )
 
     def change(state: dict[str, Any] | None) -> dict[str, Any]:
         history = state["history"] if state else []

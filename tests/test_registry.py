@@ -21,6 +21,9 @@ from tests.s3 import place
 __all__ = ["place"]  # a fixture
 
 
+RATES = ("copy_rate", "plain_copy_rate")
+
+
 def described(**changes: Any) -> dict[str, Any]:
     model = {
         "task": "diagnosis",
@@ -270,6 +273,19 @@ def test_a_rollback_to_damaged_files_is_refused(place: str, tmp_path: Path) -> N
     with pytest.raises(UserError, match="weights-0"):
         registry.rollback("diagnosis", home=place)
     assert registry.resolve("diagnosis@production", place).version == 2
+
+
+def test_a_generator_that_copies_is_registered_but_never_promoted(tmp_path: Path) -> None:
+    home = str(tmp_path / "home")
+    rates = {name: {"value": 0.31, "low": 0.2, "high": 0.4} for name in RATES}
+    for copies in (True, False):
+        folder = trained(tmp_path / str(copies), generation={"copies": copies} | rates)
+        registry.register("diagnosis", folder, home)
+    with pytest.raises(UserError, match=r"diagnosis:1 copies: 31\.0 % of what it generates"):
+        registry.promote("diagnosis:1", home=home)
+    assert "cannot be promoted" in registry.show("diagnosis:1", home)["card"]
+    registry.promote("diagnosis:2", home=home)
+    assert registry.resolve("diagnosis@production", home).version == 2
 
 
 def test_promotions_at_the_same_time_are_all_recorded(tmp_path: Path) -> None:

@@ -1,0 +1,239 @@
+"""What generated rows are worth: how like real ones, whether copied, what can be learned of them.
+
+All is measured in the model's own feature space, standardised by the training rows; copies are
+looked for in the rows themselves too. Generated rows are drawn under the conditions of the real
+rows that they are compared with, and training rows are taken in those conditions' proportions, so
+that a difference in the share of classes is not taken for one of looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aigc_ray import distances, noise
+from aigc_ray.adversary import Adversary
+from aigc_ray.model import Model
+from aigc_ray.task import Batch, Stage
+
+ROWS = 2000  # of each kind that are compared, at most
+TRAINING = 20_000  # training rows among which copies are looked for
+GENERATED = 500  # that are looked at for copies, at least
+PROJECTED = 256  # axes that the rows themselves are projected on
+COPIES = 0.02  # share of copies above which a generator is refused
+SEED = 20_000  # of what is drawn here, apart from requests' usual seeds
+
+
+class Seen(NamedTuple):
+    """Rows by their features, as they are, and the condition they stand under."""
+
+    features: np.ndarray  # (N, D)
+    plain: np.ndarray  # (N, PROJECTED or fewer)
+    label: np.ndarray | None  # (N,) or (N, K)
+
+
+def fidelity(
+    model: Model,
+    train: Iterable[Batch],
+    held_back: Sequence[Batch],
+    test: Sequence[Batch],
+) -> dict[str, Any]:
+    """Figures of the generator; `copies` says whether it may be promoted.
+
+    Args:
+        train: the rows that it was trained on.
+        held_back: rows of the same source that it never saw; copies are judged by their distances.
+        test: what generated rows are compared with.
+    """
+    known = _taken(model, train, TRAINING)
+    look = _standard(known.features)
+    target = _taken(model, test, ROWS)
+    made = _taken(model, _drawn(model, test, SEED), ROWS)
+    like = _matched(known, target)
+    real, fake = look(target.features), look(made.features)
+    twin = look(known.features[like])
+    generated, between = distances.kid(fake, real), distances.kid(twin, real)
+    filled, own = distances.prdc(fake, real), distances.prdc(twin, real)
+    found: dict[str, Any] = {
+        "kid": generated._asdict(),
+        "kid_real": between._asdict(),
+        # Two samples of one source are as near as their number lets them: never divide by less.
+        "kid_ratio": generated.value / max(between.value, between.high - between.value),
+        **filled._asdict(),
+        "coverage_real": own.coverage,
+    }
+    found |= _memory(model, known, look, held_back)
+    return found
+
+
+def _memory(
+    model: Model, known: Seen, look: Callable[[np.ndarray], np.ndarray], held_back: Sequence[Batch]
+) -> dict[str, Any]:
+    unseen = _taken(model, held_back, ROWS)
+    times = -(-GENERATED // len(unseen.features))
+    rounds = [_taken(model, _drawn(model, held_back, SEED + 1 + n), ROWS) for n in range(times)]
+    found: dict[str, Any] = {}
+    for name, space in (("features", look), ("plain", np.asarray)):
+        known_rows = space(getattr(known, name))
+        made = np.concatenate([space(getattr(one, name)) for one in rounds])
+        near = distances.nearest(made, known_rows).distance
+        far = distances.nearest(space(getattr(unseen, name)), known_rows).distance
+        prefix = "" if name == "features" else "plain_"
+        found[f"{prefix}nn_auc"] = distances.nearest_auc(near, far)._asdict()
+        found[f"{prefix}copy_rate"] = distances.copy_rate(near, far)._asdict()
+    surely = max(found["copy_rate"]["low"], found["plain_copy_rate"]["low"])
+    return found | {"copies": bool(surely > COPIES)}
+
+
+# --- learning from generated rows alone -------------------------------------------------------
+
+
+def transfer(
+    model: Model, train: Iterable[Batch], test: Sequence[Batch], steps: int, batch_size: int = 64
+) -> dict[str, float]:
+    """Train on synthetic, test on real (Esteban et al. 2017), beside the same trained on real rows.
+
+    The recogniser is trained anew, twice from the same weights: on the generated rows, one under
+    each training row's condition, and on the training rows.
+
+    Returns:
+        The task's objective of both on the test rows, and their ratio.
+    """
+    task = model.task
+    player = next(p for s in task.stages() for p in s.players if p.network == "recogniser")
+    stages = (Stage("recogniser", steps, (player,), refresh=0),)
+    real = _joined(train, TRAINING)
+    fake = real._replace(value=dict(real.value))
+    drawn = [batch.value for batch in _drawn(model, [real], SEED)]
+    for name in drawn[0]:
+        fake.value[name] = torch.cat([value[name] for value in drawn])
+    metric = task.objective[0]
+    scores = []
+    for rows in (fake, real):
+        learner = Adversary(task, seed=0, stages=stages)
+        order = np.random.default_rng(0)
+        for step in range(steps):
+            chosen = torch.from_numpy(order.integers(len(real.row), size=batch_size))
+            key = noise.keys(step, torch.arange(batch_size))
+            learner.step(rows.take(chosen)._replace(row=key))
+        opened = Model(task, [learner.average], {})
+        scores.append(figures(opened, test)[metric])
+    fake_score, real_score = scores
+    return {
+        f"tstr_{metric}": fake_score,
+        f"trtr_{metric}": real_score,
+        "tstr_over_trtr": fake_score / real_score,
+    }
+
+
+# --- rows -------------------------------------------------------------------------------------
+
+
+def figures(model: Model, batches: Iterable[Batch]) -> dict[str, float]:
+    """The task's metrics of a model on these rows."""
+    return model.task.measure(*collected(model, batches))
+
+
+def collected(
+    model: Model, batches: Iterable[Batch], *, everything: bool = False
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Predictions, targets and which are known, of all rows."""
+    targets = [field.name for field in model.task.schema.part("target")]
+    predictions, values, known = [], [], []
+    for batch in batches:
+        predicted = model.recognise(batch, everything=everything)
+        predictions.append({name: value.numpy() for name, value in predicted.items()})
+        values.append({name: batch.value[name].numpy() for name in targets})
+        known.append({name: batch.known[name].numpy() for name in targets})
+    return _stacked(predictions), _stacked(values), _stacked(known)
+
+
+def _stacked(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _drawn(model: Model, conditions: Iterable[Batch], seed: int) -> Iterator[Batch]:
+    """Generated rows under the conditions of real ones, 256 at a time."""
+    done = 0
+    for whole in conditions:
+        for start in range(0, len(whole.row), 256):
+            batch = whole.take(torch.arange(start, min(start + 256, len(whole.row))))
+            number = torch.arange(done, done + len(batch.row))
+            done += len(batch.row)
+            batch = batch._replace(row=noise.keys(seed, number))
+            drawn = model.draw(batch).value
+            fields = {field.name for field in model.task.schema.part("generated")}
+            value = batch.value | {k: v.float() for k, v in drawn.items() if k in fields}
+            yield batch._replace(value=value)
+
+
+def _taken(model: Model, batches: Iterable[Batch], most: int) -> Seen:
+    judged = model.task.schema.judged
+    generated = [field.name for field in model.task.schema.part("generated")]
+    features, plain, label, count = [], [], [], 0
+    for batch in batches:
+        batch = batch.take(torch.arange(min(len(batch.row), most - count)))
+        count += len(batch.row)
+        features.append(model.recognise(batch)["features"].numpy())
+        flat = torch.cat([batch.value[name].flatten(1) for name in generated], 1)
+        plain.append(_projected(flat).numpy())
+        if judged is not None:
+            label.append(batch.value[judged.name].numpy())
+        if count == most:
+            break
+    return Seen(
+        np.concatenate(features), np.concatenate(plain), np.concatenate(label) if label else None
+    )
+
+
+def _projected(flat: Tensor) -> Tensor:
+    """(B, P) on a few fixed random axes, which keep distances (Johnson and Lindenstrauss 1984)."""
+    if flat.shape[1] <= PROJECTED:
+        return flat
+    found = torch.zeros(len(flat), PROJECTED)
+    for start in range(0, flat.shape[1], 4096):  # the matrix of a large colour image is 200 MB
+        part = flat[:, start : start + 4096]
+        axes = torch.Generator().manual_seed(start)
+        found += part @ torch.randn(part.shape[1], PROJECTED, generator=axes)
+    return found / PROJECTED**0.5
+
+
+def _standard(features: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    mean, spread = features.mean(0), features.std(0)
+    alive = spread > 1e-6
+    return lambda rows: (rows[:, alive] - mean[alive]) / spread[alive]
+
+
+def _matched(known: Seen, target: Seen) -> np.ndarray:
+    """For each row of `target` another training row, of its class where there are classes."""
+    random = np.random.default_rng(0)
+    wanted = len(target.features)
+    if known.label is None or target.label is None or known.label.ndim > 1:
+        return random.permutation(len(known.features))[:wanted]
+    chosen = np.zeros(wanted, int)
+    for label in np.unique(target.label):
+        places = np.flatnonzero(target.label == label)
+        pool = np.flatnonzero(known.label == label)
+        if not len(pool):
+            pool = np.arange(len(known.features))
+        chosen[places] = random.choice(pool, len(places), replace=len(pool) < len(places))
+    return chosen
+
+
+def _joined(batches: Iterable[Batch], most: int) -> Batch:
+    taken: list[Batch] = []
+    for batch in batches:
+        taken.append(batch.take(torch.arange(min(len(batch.row), most))))
+        most -= len(taken[-1].row)
+        if most == 0:
+            break
+    return Batch(
+        {name: torch.cat([b.value[name] for b in taken]) for name in taken[0].value},
+        {name: torch.cat([b.known[name] for b in taken]) for name in taken[0].known},
+        torch.cat([b.weight for b in taken]),
+        torch.cat([b.row for b in taken]),
+    )
