@@ -26,8 +26,16 @@ def card(model: Mapping[str, Any]) -> str:
         _section(
             "Intended use", _text(model.get("intended_use") or "Research on the method only.")
         ),
-        _section("How it fared", _metrics(model.get("metrics") or {}), _seeds(model)),
+        _section(
+            "How it fared",
+            _metrics(model.get("metrics") or {}, model.get("intervals") or {}),
+            _opinions(model.get("opinions") or {}),
+            _seeds(model),
+        ),
+        _section("By subgroup", _subgroups(model.get("subgroups") or {})),
         _section("Calibration", _calibration(model.get("calibration"))),
+        _section("Generation", _generation(model.get("generation"))),
+        _section("Explanation", _explanation(model.get("explanation"))),
         _section("Data", _data(data)),
         _section("Training", _facts(model.get("training") or {})),
         _section("Limits", _limits(model.get("limits") or [])),
@@ -42,15 +50,77 @@ def _section(title: str, *paragraphs: str) -> str:
     return f"## {title}\n\n{text}" if text else ""
 
 
-def _metrics(metrics: Mapping[str, Mapping[str, Any]]) -> str:
-    """One row a metric, one column a split."""
+def _metrics(
+    metrics: Mapping[str, Mapping[str, Any]], intervals: Mapping[str, Mapping[str, Any]]
+) -> str:
+    """One row a metric, one column a split; with its 95 % interval where there is one."""
     splits = [split for split, values in metrics.items() if values]
     if not splits:
         return "It was not evaluated."
+
+    def cell(split: str, name: str) -> str:
+        text, ends = _text(metrics[split].get(name)), intervals.get(split, {}).get(name)
+        return text if not ends else f"{text} ({_text(ends[0])} to {_text(ends[1])})"
+
     names = dict.fromkeys(name for split in splits for name in metrics[split])
-    rows: list[list[Any]] = [["metric", *splits], ["---"] * (len(splits) + 1)]
-    rows += [[name, *(metrics[split].get(name) for split in splits)] for name in names]
-    return "\n".join(f"| {' | '.join(_text(cell) for cell in row)} |" for row in rows)
+    rows = [["metric", *splits], ["---"] * (len(splits) + 1)]
+    rows += [[name, *(cell(split, name) for split in splits)] for name in names]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _opinions(opinions: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    """What the adversarial part adds: each opinion alone, beside their mean."""
+    lines = []
+    for split, every in opinions.items():
+        for name, figures in every.items():
+            known = ", ".join(f"{key} {_text(value)}" for key, value in figures.items())
+            lines.append(f"- {split}, {WHOSE.get(name, name)}: {known}")
+    return "\n".join(lines)
+
+
+WHOSE = {
+    "recogniser": "the recogniser alone, without the adversarial part",
+    "critic": "the critic's class head alone",
+    "mean": "the mean of both",
+}
+
+
+def _subgroups(subgroups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+    lines = [
+        f"- {split}, {column} {_text(value)}: "
+        + ", ".join(f"{key} {_text(one)}" for key, one in figures.items())
+        for split, columns in subgroups.items()
+        for column, values in columns.items()
+        for value, figures in values.items()
+    ]
+    return "\n".join(lines)
+
+
+def _generation(generation: Mapping[str, Any] | None) -> str:
+    if not generation:
+        return "What it generates was not measured."
+    known = {}
+    for name, value in generation.items():
+        if isinstance(value, Mapping):
+            ends = f"{_text(value.get('low'))} to {_text(value.get('high'))}"
+            known[name] = f"{_text(value.get('value'))} ({ends})"
+        elif name != "copies":
+            known[name] = _text(value)
+    warning = "**It copies training rows and cannot be promoted.**"
+    return "\n\n".join([*([warning] if generation.get("copies") else []), _facts(known)])
+
+
+def _explanation(gate: Mapping[str, Any] | None) -> str:
+    if not gate:
+        return "There is none."
+    correlation = ", ".join(_text(value) for value in gate["correlation"])
+    tried = (
+        f"Heat maps by {gate['method']}. Rank correlation with the map of a network whose layers "
+        f"are made random one after the other, from the output down: {correlation}."
+    )
+    if gate["passes"]:
+        return f"{tried} They hang on what was learned."
+    return f"{tried} They do not hang on what was learned, so they are withheld."
 
 
 def _seeds(model: Mapping[str, Any]) -> str:
@@ -64,7 +134,19 @@ def _seeds(model: Mapping[str, Any]) -> str:
 def _calibration(calibration: Any) -> str:
     if calibration is None:
         return "It is not calibrated: do not read its scores as probabilities."
-    return _facts(calibration) if isinstance(calibration, Mapping) else _text(calibration)
+    if not isinstance(calibration, Mapping):
+        return _text(calibration)
+    known = {key: value for key, value in calibration.items() if key not in ("points", "gain")}
+    if gain := calibration.get("gain"):
+        known["AUC that the critic's part added on held-back rows"] = (
+            f"{_text(gain['value'])} ({_text(gain['low'])} to {_text(gain['high'])})"
+        )
+    for name, point in (calibration.get("points") or {}).items():
+        known[f"operating point of {name}"] = (
+            f"called from {_text(point['threshold'])} on, sensitivity "
+            f"{_text(point['sensitivity'])}, specificity {_text(point['specificity'])}"
+        )
+    return _facts(known)
 
 
 def _data(data: Mapping[str, Any]) -> str:

@@ -131,9 +131,17 @@ def _tune(options: argparse.Namespace) -> Any:
 
 
 def _evaluate(options: argparse.Namespace) -> Any:
+    from aigc_ray import config
     from aigc_ray.evaluate import evaluate
 
-    return evaluate(options.model, options.data, options.split)
+    changes = config.parse(options.settings)
+    return evaluate(
+        options.model,
+        options.data,
+        options.split,
+        recalibrate=options.recalibrate,
+        changes=changes,
+    )
 
 
 def _generate(options: argparse.Namespace) -> Any:
@@ -240,6 +248,12 @@ def _parser() -> argparse.ArgumentParser:
     made = verb("evaluate", _evaluate, "metrics of a model on a data set", "model")
     made.add_argument("--data", required=True, help="URI of an ingested data set")
     made.add_argument("--split", default="test", choices=("train", "val", "test"))
+    made.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="fit it to the validation split of these data first, as a new version",
+    )
+    settings(made)
     made = verb("generate", _generate, "samples into a folder or a .parquet file", "model")
     made.add_argument("--n", type=int, required=True, help="how many")
     made.add_argument("--out", required=True, help="URI to write to")

@@ -52,7 +52,18 @@ def render(
             "<p class='note'>The training images are phantoms drawn by the program; "
             "nothing here was learned from patients.</p>"
         )
-    parts += ["<h2>Metrics</h2>", metrics_table(info.get("metrics", {}))]
+    parts += ["<h2>Metrics</h2>", metrics_table(info.get("metrics", {}), info.get("intervals", {}))]
+    if info.get("intervals"):
+        parts.append("<p>In brackets: 95 % intervals, patients drawn again.</p>")
+    for split, opinions in info.get("opinions", {}).items():
+        parts.append(f"<h2>What the adversarial part adds, {escape(split)}</h2>")
+        parts.append(metrics_table(opinions))
+    for split, columns in info.get("subgroups", {}).items():
+        for column, values in columns.items():
+            parts.append(f"<h2>By {escape(column)}, {escape(split)}</h2>{metrics_table(values)}")
+    for heading, key in FOUND.items():
+        if info.get(key):
+            parts.append(f"<h2>{heading}</h2>{facts_table(info[key])}")
     if training:
         parts.append(
             f"<p>{training['steps']} steps of {training['batch_size']} rows on "
@@ -74,21 +85,49 @@ def render(
     return "\n".join(parts).encode()
 
 
-def metrics_table(metrics: Mapping[str, Mapping[str, float | None]]) -> str:
-    """Splits as rows, metrics as columns."""
-    names = list(dict.fromkeys(name for split in metrics.values() for name in split))
-    head = "".join(f"<th>{escape(name)}</th>" for name in names)
-    rows = "".join(
-        f"<tr><th>{escape(split)}</th>"
-        + "".join(f"<td class='n'>{_number(values.get(name))}</td>" for name in names)
-        + "</tr>"
-        for split, values in metrics.items()
-    )
-    return f"<table><tr><th>split</th>{head}</tr>{rows}</table>"
+FOUND = {
+    "How answers are given or withheld": "calibration",
+    "What is generated": "generation",
+    "Heat maps": "explanation",
+}
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}"
+def metrics_table(
+    metrics: Mapping[str, Mapping[str, Any]],
+    intervals: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+) -> str:
+    """Metrics as rows; splits, opinions or groups as columns."""
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    head = "".join(f"<th>{escape(column)}</th>" for column in metrics)
+    rows = ""
+    for name in names:
+        cells = ""
+        for column, values in metrics.items():
+            ends = (intervals or {}).get(column, {}).get(name)
+            between = f" ({_number(ends[0])}–{_number(ends[1])})" if ends else ""
+            cells += f"<td class='n'>{_number(values.get(name))}{between}</td>"
+        rows += f"<tr><th>{escape(name)}</th>{cells}</tr>"
+    return f"<table><tr><th></th>{head}</tr>{rows}</table>"
+
+
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """Names and values; a figure with its interval, anything else that is nested as JSON."""
+    rows = ""
+    for name, value in facts.items():
+        if isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys():
+            text = f"{_number(value['value'])} ({_number(value['low'])}–{_number(value['high'])})"
+        elif isinstance(value, (Mapping, list, tuple)):
+            text = json.dumps(value)
+        else:
+            text = _number(value)
+        rows += f"<tr><th>{escape(name.replace('_', ' '))}</th><td>{escape(text)}</td></tr>"
+    return f"<table>{rows}</table>"
+
+
+def _number(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def curves(history: Sequence[Mapping[str, Any]], objective: str) -> list[tuple[str, bytes]]:

@@ -52,9 +52,11 @@ def prune(keep: int) -> dict[str, Any]:
 
 
 def _checkpoints(uri: str) -> list[str]:
-    """The folders of checkpoints of a run, or of a sweep's trials."""
-    trials = storage.join(uri, "trials")
-    folders = [uri, *(storage.join(trials, name) for name in storage.children(trials))]
+    """The folders of checkpoints of a run, of its further members, or of a sweep's trials."""
+    folders = [uri]
+    for kind in ("members", "trials"):
+        below = storage.join(uri, kind)
+        folders += [storage.join(below, name) for name in storage.children(below)]
     found = [storage.join(folder, "checkpoints") for folder in folders]
     return [folder for folder in found if storage.exists(folder)]
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import aigc_ray
-from aigc_ray import checkpoint, config, lease, registry, report, storage
+from aigc_ray import assess, checkpoint, config, lease, registry, report, storage
 from aigc_ray import model as models
 from aigc_ray.adversary import Adversary
 from aigc_ray.cluster import session
@@ -25,9 +25,10 @@ from aigc_ray.errors import UserError
 from aigc_ray.ingest import load_manifest
 from aigc_ray.progress import Progress
 from aigc_ray.schema import Schema
+from aigc_ray.task import Networks, Task
 from aigc_ray.tasks import task_class
 from aigc_ray.training import Training
-from aigc_ray.worker import description, finite, split, work
+from aigc_ray.worker import description, work
 
 
 def configure(task: str, data: str, changes: Mapping[str, Any]) -> tuple[Training, dict[str, Any]]:
@@ -105,17 +106,29 @@ def train(
     print(
         f"run {name}: {sum(stage.steps for stage in training.task.stages())} steps", file=sys.stderr
     )
-    job = job_of(training, facts, data, uri)
     began = time.monotonic()
-    with lease.held(uri) as job["lease"]:
-        if training.num_workers == 0:
-            with Progress(uri):
-                work(job)
-        else:
-            fit(job, training)
-        summary = finish(job, training, name, time.monotonic() - began, register=register)
+    with lease.held(uri) as held:
+        jobs = [
+            job_of(replace(training, seed=training.seed + number), facts, data, where)
+            | {"lease": held}
+            for number, where in enumerate(folders(uri, training.members))
+        ]
+        for number, job in enumerate(jobs):
+            if len(jobs) > 1:
+                print(f"member {number + 1} of {len(jobs)}", file=sys.stderr)
+            if training.num_workers == 0:
+                with Progress(job["run"]):
+                    work(job)
+            else:
+                fit(job, training)
+        summary = finish(jobs, training, name, time.monotonic() - began, register=register)
         storage.write_json(storage.join(uri, "summary.json"), summary)
     return summary
+
+
+def folders(uri: str, members: int) -> list[str]:
+    """Where the members of an ensemble train: the first in the run's own folder."""
+    return [uri, *(storage.join(uri, "members", f"{number:02d}") for number in range(1, members))]
 
 
 def claim(
@@ -226,7 +239,7 @@ LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "NCCL", "B
 
 
 def finish(
-    job: dict[str, Any],
+    jobs: Sequence[dict[str, Any]],
     training: Training,
     name: str,
     seconds: float,
@@ -236,34 +249,33 @@ def finish(
     search: Mapping[str, Any] | None = None,
     table: str = "",
 ) -> dict[str, Any]:
-    """Evaluate what a run has learned, write its report and put the model into the registry.
+    """Judge and measure what a run has learned, write its report and register the model.
 
     Args:
-        uri: where report and model go; the run's own folder, unless a sweep chose the run.
+        jobs: one a member.
+        uri: where report and model go; the first job's own folder, unless a sweep chose the run.
         search: facts of the sweep, for the model's card.
         table: the sweep's trials as HTML, for the report.
 
     Returns:
         The summary, which the caller writes.
     """
-    task, uri = training.task, uri or job["run"]
-    adversary = Adversary(task, seed=training.seed)
-    taken = checkpoint.load(storage.join(job["run"], "checkpoints"), adversary)
-    assert taken is not None, "the last step writes a checkpoint"
-    best, extra = taken
-    networks = adversary.average
-    networks.load_state_dict({**adversary.averaged(), **best})
+    task, job = training.task, jobs[0]
+    uri = uri or job["run"]
+    members, extras = zip(*(_learned(task, training, one) for one in jobs), strict=True)
+    extra = extras[0]
     last = extra["history"][-1]
     info: dict[str, Any] = description(job) | {
         "created": now(),
         "run": name,
         "objective": list(task.objective),
-        "seeds": [training.seed],
+        "seeds": [one["settings"]["seed"] for one in jobs],
         "training": {
-            "steps": adversary.steps,
+            "steps": extra["step"],
             "batch_size": training.batch_size,
             "workers": training.num_workers,
-            "seconds": round(extra["seconds"], 1),
+            "members": len(jobs),
+            "seconds": round(sum(one["seconds"] for one in extras), 1),
             "images_per_second": round(last["rows_per_second"], 1),
             "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
             "chosen_at_step": extra["best"]["step"],
@@ -273,11 +285,11 @@ def finish(
         "calibration": None,
         "code_version": aigc_ray.__version__,
     }
-    model = models.Model(task, [networks], info)
-    splits = ["val", "test"] if register else ["val"]
-    info["metrics"] = {
-        part: finite(task.evaluate(model, split(job, task, part))) for part in splits
-    }
+    model = models.Model(task, members, info)
+    assess.judge(model, job, training.policy)
+    measure(model, job, ["val", "test"] if register else ["val"])
+    if register:
+        examine(model, job, "test", training.transfer_steps)
     summary = {
         "run": name,
         "uri": uri,
@@ -286,19 +298,49 @@ def finish(
         "training": info["training"],
         "seconds": round(seconds, 1),
     }
-    pictures = list(task.pictures(model, split(job, task, splits[-1])))
+    pictures = [*assess.pictures(model, job, "test" if register else "val")]
     page = report.render(info, extra["history"], pictures, task.objective[0], table)
     storage.write_bytes(storage.join(uri, "report.html"), page)
     summary["report"] = storage.join(uri, "report.html")
     with tempfile.TemporaryDirectory(prefix="aigc-") as temporary:
         folder = Path(temporary)
-        models.write(folder, [networks.state_dict()], info)
+        models.write(folder, [member.state_dict() for member in members], info, model.outliers)
         if register:
             (folder / "report.html").write_bytes(page)
             summary["model"] = f"{task.name}:{registry.register(task.name, folder)}"
         else:
             storage.upload(folder, storage.join(uri, "model"), last="model.json")
     return summary
+
+
+def _learned(
+    task: Task, training: Training, job: dict[str, Any]
+) -> tuple[Networks, dict[str, Any]]:
+    """A finished training's averaged networks, those that the objective chooses from their best."""
+    adversary = Adversary(task, seed=training.seed)
+    taken = checkpoint.load(storage.join(job["run"], "checkpoints"), adversary)
+    assert taken is not None, "the last step writes a checkpoint"
+    best, extra = taken
+    networks = adversary.average
+    networks.load_state_dict({**adversary.averaged(), **best})
+    return networks, extra | {"step": adversary.step_number}
+
+
+def measure(model: models.Model, job: Mapping[str, Any], parts: Sequence[str]) -> None:
+    """Write into the model's description how it fares on these splits."""
+    for part in parts:
+        for key, found in assess.told(model, job, part).items():
+            model.info.setdefault(key, {})[part] = found
+
+
+def examine(model: models.Model, job: Mapping[str, Any], part: str, steps: int) -> None:
+    """Write into the model's description what generator and explanations are worth."""
+    model.info["generation"] = assess.generation(model, job, part, steps, say)
+    model.info["explanation"] = assess.explained(model, job, say)
+
+
+def say(sentence: str) -> None:
+    print(sentence, file=sys.stderr)
 
 
 def _data(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from aigc_ray.errors import UserError
+from aigc_ray.judgement import Policy
 from aigc_ray.task import Task
 
 
@@ -24,12 +25,19 @@ class Training:
     checkpoint_every: int = 500  # steps
     checkpoint_seconds: float = 120.0
     max_failures: int = 3  # worker crashes that a run survives
+    members: int = 1  # networks trained one after the other, whose opinions are averaged
+    transfer_steps: int = 300  # in which a recogniser learns from generated rows alone; 0 skips it
+    policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise UserError(f"batch_size is at least 2; got {self.batch_size}")
         if self.num_workers < 0:
             raise UserError(f"num_workers is 0 or more; got {self.num_workers}")
+        if self.members < 1:
+            raise UserError(f"members is at least 1; got {self.members}")
+        if self.transfer_steps < 0:
+            raise UserError(f"transfer_steps is 0 or more; got {self.transfer_steps}")
         if self.num_workers and self.batch_size % self.num_workers:
             raise UserError(
                 f"batch_size={self.batch_size} is not a multiple of num_workers={self.num_workers}"

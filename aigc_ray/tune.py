@@ -86,7 +86,7 @@ def tune(
         rows = [_row(jobs[n], n, trials[n], space, failed.get(n)) for n in trials]
         best = _best(rows, training.task)
         summary = finish(
-            jobs[best],
+            [jobs[best]],
             trials[best],
             name,
             time.monotonic() - began,

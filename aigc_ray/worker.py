@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aigc_ray import checkpoint, config, lease, noise, registry, rows, storage
+from aigc_ray import checkpoint, config, fidelity, lease, noise, registry, rows, storage
 from aigc_ray import model as models
 from aigc_ray.adversary import HELD_BACK_EVERY, Adversary
+from aigc_ray.cluster import cpus
 from aigc_ray.task import Batch, Task
 from aigc_ray.training import Training
 
@@ -33,7 +34,10 @@ def work(job: dict[str, Any], report: Report | None = None) -> None:
     """
     share, device = _place(job["settings"]["gpu"])
     beside = share.workers * job.get("concurrent", 1)  # trials of a sweep share the machine too
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
+    # Ray sets OMP_NUM_THREADS by itself, to the one core that it thinks a worker needs; without Ray
+    # it is the user's wish: threads that wait for one another crawl where others use the cores.
+    if job["settings"]["num_workers"] or "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, cpus() // beside))
     task = models.restore(description(job))
     training = config.override(Training(task=task), job["settings"])
     task = training.task
@@ -156,7 +160,7 @@ class _Recorder:
         task, adversary = self.training.task, self.adversary
         assert self.validation is not None
         model = models.Model(task, [adversary.average], {})
-        metrics = task.evaluate(model, self.validation)
+        metrics = fidelity.figures(model, self.validation)
         name, direction = task.objective
         # A metric that does not exist (AUC where one class is missing) is worse than any.
         value, best = metrics[name], self.extra["best"]

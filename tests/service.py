@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from aigc_ray import config, model, registry
+from aigc_ray.judgement import Judgement
 from aigc_ray.schema import Field, Schema
 from aigc_ray.serve import ingress
 from aigc_ray.tasks.diagnosis.task import Diagnosis
@@ -27,6 +28,25 @@ def tiny() -> Diagnosis:
     image = Field(name="image", kind="image", parts=("generated", "input"), shape=(1, 28, 28))
     label = Field(name="label", kind="category", parts=("condition", "target"), values=CLASSES)
     return Diagnosis(width=0.1, recogniser_width=8, schema=Schema((image, label)))
+
+
+def judged(**changes: Any) -> dict[str, Any]:
+    """What a model answers by: sure from .9 on, unsure below."""
+    made = Judgement(
+        names=CLASSES,
+        several=False,
+        share=0.0,
+        gain=None,
+        temperature=1.0,
+        alpha=0.1,
+        threshold=(0.1, 0.1),
+        pooled=(False, False),
+        unusual=None,
+        points={"pneumonia": {"threshold": 0.3, "sensitivity": 0.95, "specificity": 0.8}},
+        rows={},
+        on="made up",
+    )
+    return made.to_json() | changes
 
 
 def register(seed: int, home: str, spoil: bool = False, **more: Any) -> int:

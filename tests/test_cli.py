@@ -61,12 +61,17 @@ def test_help_is_there_within_a_second():
 
 
 def test_evaluate_counts_how_often_a_split_was_looked_at(run, data):
-    _, first, _ = run("evaluate", "diagnosis@production", "--data", data, "--json")
-    code, second, _ = run("evaluate", "diagnosis:1", "--data", data, "--json")
+    words = ("--data", data, "transfer_steps=2", "--json")
+    _, first, _ = run("evaluate", "diagnosis@production", *words)
+    code, second, _ = run("evaluate", "diagnosis:1", *words)
     assert code == 0 and second["metrics"] == first["metrics"]
     assert second["times_evaluated"] == first["times_evaluated"] + 1
-    assert set(second["metrics"]) == {"auc", "acc"} and second["rows"] == 32
-    assert "ROC" in Path(second["report"]).read_text()
+    assert second["times_evaluated"] > 2  # training looked at it too
+    assert {"auc", "acc", "nll", "ece_floor"} <= set(second["metrics"]) and second["rows"] == 32
+    assert {"kid_ratio", "nn_auc", "copy_rate", "tstr_over_trtr"} <= set(second["generation"])
+    page = Path(second["report"]).read_text()
+    for part in ("ROC", "Reliability", "Risk against coverage", "kid ratio", "temperature"):
+        assert part in page
 
 
 def test_generate_writes_files_or_parquet(run, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import re
 from typing import Any
@@ -11,13 +12,24 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
 
 from aigc_ray import registry
 from aigc_ray.serve import backend, deployment, ingress, security
 from aigc_ray.serve.problems import down
 from aigc_ray.tasks.diagnosis.data import BURNED_IN
 from tests.dicom_files import encoded as dicom
-from tests.service import CLASSES, ask, bomb, item, png, predicted, problem, register
+from tests.service import (
+    CLASSES,
+    ask,
+    bomb,
+    item,
+    judged,
+    png,
+    predicted,
+    problem,
+    register,
+)
 
 PREDICT, GENERATE = "/v1/diagnosis/predict", "/v1/diagnosis/generate"
 
@@ -60,6 +72,51 @@ def test_a_frame_belongs_to_the_file_before_it(server):
     got, wanted = by_frame.json()["items"], plain.json()["items"]
     assert [answer.pop("warnings") for answer in got] == [[BURNED_IN]] * 2
     assert got == wanted and got[0] != got[1]
+
+
+def test_an_answer_is_withheld_with_its_reason_and_a_finding_called_at_its_point(home):
+    for number, threshold in ((1, (0.0, 0.0)), (2, (0.01, 2.0)), (3, (2.0, 2.0))):
+        register(number, str(home), calibration=judged(threshold=threshold))
+    said = []
+    for number in (1, 2, 3):
+        made = deployment.TaskServer(f"diagnosis:{number}", poll_seconds=1000)
+        said.append(ask(made, predicted(item(png(0)))).json()["items"][0])
+        made.close()
+    unsure, sure, unlike = said
+    assert unsure["abstained"] and unsure["label"] is None
+    assert unsure["reason"] == "it cannot be told between normal and pneumonia"
+    assert unsure["set"] == list(CLASSES)
+    assert not sure["abstained"] and sure["label"] in CLASSES and sure["set"] == ["normal"]
+    assert unlike["abstained"] and unlike["reason"] == "no class is likely enough"
+    for one in said:
+        finding = one["findings"]["pneumonia"]
+        assert finding["called"] == (one["probabilities"]["pneumonia"] >= finding["threshold"])
+
+
+def test_an_explanation_comes_as_a_picture_or_is_withheld_with_the_reason(home):
+    gate = {"method": "occlusion", "correlation": [0.1], "limit": 0.5, "rows": 16}
+    register(1, str(home), explanation=gate | {"passes": True})
+    register(2, str(home), explanation=gate | {"passes": False})
+    register(3, str(home))
+    said = []
+    for number in (1, 2, 3):
+        made = deployment.TaskServer(f"diagnosis:{number}", poll_seconds=1000)
+        form = {"files": [("file", ("a.png", png(0))), ("explain", (None, "true"))]}
+        by_form, by_json, plain = ask(
+            made,
+            ("POST", PREDICT, form),
+            ("POST", PREDICT, {"json": {"items": [item(png(0))], "explain": True}}),
+            predicted(item(png(0))),
+        )
+        assert by_form.json() == by_json.json()
+        said.append(by_json.json()["items"][0].pop("explanation"))
+        assert "explanation" not in plain.json()["items"][0]
+        made.close()
+    picture = Image.open(io.BytesIO(base64.b64decode(said[0]["image"])))
+    assert picture.format == "PNG" and picture.width >= 224
+    assert said[0]["of"] in CLASSES and said[0]["method"] == "occlusion"
+    assert said[1] == {"withheld": "this model's heat maps do not hang on what it learned"}
+    assert said[2] == {"withheld": "this model's heat maps were never tested"}
 
 
 def test_an_item_is_answered_alike_whatever_shares_its_batch(server):
@@ -141,7 +198,8 @@ REFUSED: dict[str, tuple[int, str, str, dict[str, Any], dict[str, Any]]] = {
     "a path": (422, "POST", PREDICT, {"json": {"items": ["/etc/passwd"]}}, {"item": 0}),
     "a text image": (422, "POST", PREDICT, {"json": {"items": [{"image": 5}]}}, {"field": "image"}),
     "unknown key": (422, "POST", PREDICT, {"json": {"items": [{}], "x": 1}}, {"field": "x"}),
-    "explain": (422, "POST", PREDICT, {"json": {"items": [{}], "explain": True}}, {}),
+    "explain": (422, "POST", PREDICT, {"json": {"items": [{}], "explain": "why"}}, {}),
+    "explain many": (422, "POST", PREDICT, {"json": {"items": [{}] * 17, "explain": True}}, {}),
     "a server's file": (
         422, "POST", PREDICT, {"json": {"items": [{"file": "/etc/passwd"}]}},
         {"item": 0, "field": "file"},

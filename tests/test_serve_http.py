@@ -21,11 +21,12 @@ import pytest
 from aigc_ray import registry, serving
 from aigc_ray.errors import UserError
 from tests.browser import CHROMIUM, Browser
-from tests.service import CLASSES, bomb, item, png, problem, register
+from tests.service import CLASSES, bomb, item, judged, png, problem, register
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "a token for the tests"
 PREDICT, GENERATE = "/v1/diagnosis/predict", "/v1/diagnosis/generate"
+GATE = {"method": "occlusion", "correlation": [0.1], "limit": 0.5, "passes": True, "rows": 8}
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -40,7 +41,8 @@ def port() -> int:
 def where(tmp_path_factory):
     """A home with one model, in production."""
     home = str(tmp_path_factory.mktemp("home"))
-    registry.promote(f"diagnosis:{register(1, home)}", home=home)
+    more = {"calibration": judged(threshold=(0.0, 2.0)), "explanation": GATE}
+    registry.promote(f"diagnosis:{register(1, home, **more)}", home=home)
     return home
 
 
@@ -188,6 +190,8 @@ def test_a_person_sees_the_answer_and_the_generated_images(url, tmp_path):
             assert "version" in browser.text("#result .model")
             shown = "document.querySelector('#preview-image').naturalWidth === 100"
             browser.wait(shown)
+            assert "At the operating point pneumonia is" in browser.text("#result")
+            browser.wait("document.querySelector('#result .heat img').naturalWidth >= 224")
 
             browser.run("document.querySelector('#class').value = 'pneumonia'; 0")
             browser.type("#n", "5")

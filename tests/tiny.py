@@ -15,6 +15,7 @@ TINY = {
     "recogniser_width": 8,
     "precision": "fp32",
     "validate_every": 25,
+    "transfer_steps": 2,
 }
 
 

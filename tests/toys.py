@@ -51,7 +51,7 @@ class Toy(Task):
     def generate(self, model, request):
         yield from ()
 
-    def evaluate(self, model, data):
+    def measure(self, prediction, value, known):
         return {}
 
     def sample(self, model):

@@ -5,16 +5,20 @@ Run by `make check-real` with AIGC_DATA_MIRROR set. The benchmarks hold the figu
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
 from aigc_ray import catalogue, registry, rows
 from aigc_ray.ingest import ingest, load_manifest
 from aigc_ray.model import Model
 from aigc_ray.quickstart import SETTINGS
+from aigc_ray.recognition import auc
 from aigc_ray.tasks.diagnosis.data import encode
-from aigc_ray.tasks.diagnosis.metrics import auc
 from aigc_ray.tasks.diagnosis.task import Diagnosis
 from aigc_ray.train import train
 
@@ -61,6 +65,35 @@ def test_generated_images_are_nearer_to_real_ones_than_trivial_ones_and_of_their
     assert near < 0.5 * far
     probability = model.recognise(condition._replace(value={"image": made}))["probability"]
     assert float((probability.argmax(1) == labels[:256]).float().mean()) > 0.7
+
+
+def test_the_surest_answers_are_better_and_strange_images_are_not_answered(trained):
+    data, summary, model = trained
+    found = summary["metrics"]["test"]
+    assert found["answered_acc"] > found["acc"] and found["answered"] > 0.3
+    eyes = np.load(catalogue.fetch("retinamnist"))["test_images"][:100]
+    noise = np.random.default_rng(0).integers(0, 256, (100, 28, 28), np.uint8)
+    upside_down = ((images(data, "test", model)[0][:100, 0].flip(1) + 1) * 127.5).byte().numpy()
+    shares = []
+    for strange in (eyes, noise, upside_down):
+        answers = model.predict([{"file": png(one)} for one in strange])
+        shares.append(sum("out of distribution" in (a["reason"] or "") for a in answers) / 100)
+    assert min(shares[:2]) > 0.9, shares  # an eye and noise are no chest
+    assert shares[2] > 0.3, shares
+
+
+def png(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).convert("L").save(file, "PNG")
+    return file.getvalue()
+
+
+def test_heat_maps_hang_on_what_was_learned_and_nothing_is_copied(trained):
+    _, _, model = trained
+    assert model.info["explanation"]["passes"], model.info["explanation"]
+    generation = model.info["generation"]
+    assert not generation["copies"] and generation["copy_rate"]["value"] < 0.02
+    assert generation["tstr_auc"] > 0.7  # of images it drew, something can be learned
 
 
 def gaussian(image: torch.Tensor, label: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
