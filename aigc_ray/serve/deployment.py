@@ -5,6 +5,7 @@ bare dict.
 """
 
 import asyncio
+import base64
 import logging
 import re
 import threading
@@ -95,6 +96,7 @@ class TaskServer:
             "schema": schema.to_json(),
             "classes": list(conditions[0].values) if conditions else [],
             "synthetic": bool((model.info.get("data") or {}).get("synthetic")),
+            "calibrated": model.judgement is not None,
         }
 
     async def predict_list(self, items: list[Any]) -> dict[str, Any]:
@@ -106,7 +108,11 @@ class TaskServer:
         model, name = self._served  # a promotion meanwhile changes nothing for this call
         answers: list[dict[str, Any]] = [FAULT] * len(items)
         records: dict[int, Record] = {}
+        explain: set[int] = set()
         for number, item in enumerate(items):
+            if isinstance(item, Mapping) and item.get("explain") is True:
+                explain.add(number)
+                item = {key: value for key, value in item.items() if key != "explain"}
             try:
                 records[number] = _parse(model, item)
             except UserError as error:
@@ -120,6 +126,9 @@ class TaskServer:
             found = _answer(model, [records[number] for number in chunk])
             for number, answer in zip(chunk, found, strict=True):
                 answers[number] = answer
+                if number in explain and "fault" not in answer:
+                    answers[number] = answer | {"explanation": _explain(model, records[number])}
+                    await asyncio.sleep(0)
             await asyncio.sleep(0)
         return {"model": name, "answers": answers}
 
@@ -193,6 +202,18 @@ def _answer(model: Model, records: Sequence[Record]) -> list[dict[str, Any]]:
             _log(error)
             return [FAULT]
         return [_answer(model, [record])[0] for record in records]
+
+
+def _explain(model: Model, record: Record) -> dict[str, Any]:
+    """The explanation of an answer, its picture in base64; a fault of ours costs only itself."""
+    try:
+        found = model.explain(record)
+    except Exception as error:
+        _log(error)
+        return {"withheld": "it could not be computed; the service's log says where"}
+    return {
+        k: base64.b64encode(v).decode() if isinstance(v, bytes) else v for k, v in found.items()
+    }
 
 
 def _log(error: Exception) -> None:

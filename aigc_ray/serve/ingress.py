@@ -28,6 +28,7 @@ from aigc_ray.serve.backend import Backend, Batcher, Remote
 from aigc_ray.serve.problems import Problem, busy, down, internal
 
 ITEMS = 64  # in a request
+EXPLAINED = 16  # items of a request whose answers are explained; each may take a second
 GENERATING = 4  # requests at a time and task; each may take minutes
 COLLECTED = 64 << 20  # bytes of samples in an answer that is not streamed
 PAGE = Path(__file__).with_name("page")
@@ -230,19 +231,26 @@ async def _items(request: Request) -> list[Any]:
     items = body.get("items")
     if not isinstance(items, list):
         raise Problem(422, "items is a list with one object an item", field="items")
-    _check(len(items), body.get("explain", False))
+    explain = _explain(len(items), body.get("explain", False))
     for number, item in enumerate(items):
         if not isinstance(item, dict):
             detail = f"item {number}: an item is an object with named fields"
             raise Problem(422, detail, item=number, field="items")
-    return items
+    return [item | {"explain": True} for item in items] if explain else items
 
 
-def _check(count: int, explain: Any, field: str = "items") -> None:
+def _explain(count: int, explain: Any, field: str = "items") -> bool:
+    """Whether answers are to be explained, once the number of items is found right."""
     if not 1 <= count <= ITEMS:
         raise Problem(422, f"a request has 1 to {ITEMS} items; got {count}", field=field)
-    if explain not in (False, "false"):
-        raise Problem(422, "explain is false: explanations are not served yet", field="explain")
+    words = {"true": True, "false": False}
+    wanted = words.get(explain, explain) if isinstance(explain, str) else explain
+    if not isinstance(wanted, bool):
+        raise Problem(422, "explain is true or false", field="explain")
+    if wanted and count > EXPLAINED:
+        detail = f"explain is for at most {EXPLAINED} items in a request; got {count}"
+        raise Problem(422, detail, field="explain")
+    return wanted
 
 
 async def _object(request: Request) -> dict[str, Any]:
@@ -307,7 +315,8 @@ async def _uploads(request: Request) -> list[Any]:
                 raise Problem(422, detail, field=name)
     finally:
         await form.close()
-    _check(len(items), explain, "file")
+    if _explain(len(items), explain, "file"):
+        return [item | {"explain": True} for item in items]
     return items
 
 

@@ -56,6 +56,12 @@ def _list(description: str) -> dict[str, Any]:
     return {"type": "array", "items": {"type": "object"}, "description": description}
 
 
+EXPLAIN: dict[str, Any] = {
+    "type": "boolean",
+    "default": False,
+    "description": "with a heat map for each answer, or why it is withheld; at most 16 items",
+}
+
 PREDICT: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -69,7 +75,7 @@ PREDICT: dict[str, Any] = {
                             '1 to 64, e.g. {"image": a PNG, JPEG, TIFF or DICOM file in base64}, '
                             'for a DICOM file of several frames with "frame", from 1'
                         ),
-                        "explain": {"type": "boolean", "default": False},
+                        "explain": EXPLAIN,
                     },
                 }
             },
@@ -83,6 +89,7 @@ PREDICT: dict[str, Any] = {
                             "type": "integer",
                             "description": "after a DICOM file of several frames: which, from 1",
                         },
+                        "explain": EXPLAIN,
                     },
                 }
             },
@@ -92,7 +99,13 @@ PREDICT: dict[str, Any] = {
         "200": {
             "description": "The model and an answer for each item, in their order",
             "content": {
-                "application/json": {"schema": _answer("one an item; warnings: what it calls for")}
+                "application/json": {
+                    "schema": _answer(
+                        "one an item: label (null where abstained), probabilities, set, abstained "
+                        "and reason, outlier, findings at their operating points, warnings, "
+                        "explanation"
+                    )
+                }
             },
         }
     },

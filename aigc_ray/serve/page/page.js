@@ -93,6 +93,7 @@ async function recognise(file) {
   at("result").replaceChildren(element("p", "Looking at it …"));
   const form = new FormData();
   form.append("file", file, file.name || "pasted.png");
+  if (at("explain").checked) form.append("explain", "true");
   try {
     const answer = await call(`/v1/${task().task}/predict`, { method: "POST", body: form });
     if (number === asked) tell(answer.items[0], answer.model);
@@ -113,22 +114,55 @@ function preview(file) {
 }
 
 function tell(item, model) {
-  const label = item.label ?? (item.labels.join(", ") || "none of the labels");
+  const label = item.abstained ? "No answer" : item.label ?? (item.labels.join(", ") || "none of the labels");
   const bars = element("dl", undefined, { class: "bars" });
   const ordered = Object.entries(item.probabilities).sort((a, b) => b[1] - a[1]);
   for (const [name, probability] of ordered) {
     bars.append(
       element("dt", name),
-      element("dd", `${(100 * probability).toFixed(1)} %`),
+      element("dd", percent(probability)),
       element("progress", undefined, { value: probability, max: 1, "aria-label": name }),
     );
   }
+  const facts = [];
+  if (item.abstained) facts.push(`Withheld: ${item.reason}.`);
+  if (item.undecided?.length && !item.abstained) facts.push(`Undecided: ${item.undecided.join(", ")}.`);
+  for (const [name, finding] of Object.entries(item.findings ?? {})) facts.push(pointed(name, finding));
+  if (item.outlier !== undefined && !item.abstained) facts.push(unusual(item.outlier));
+  if (item.abstained === undefined) facts.push("This model is not calibrated: its scores are no probabilities.");
+  facts.push(...(item.warnings ?? []));
   at("result").replaceChildren(
-    element("p", label, { class: "label" }),
-    ...(item.warnings ?? []).map((text) => element("p", text)),
+    element("p", label, { class: item.abstained ? "label withheld" : "label" }),
+    ...facts.map((text) => element("p", text)),
     bars,
+    ...(item.explanation ? [explained(item.explanation)] : []),
     element("p", `Answered by ${version(model)}`, { class: "model" }),
   );
+}
+
+const percent = (share) => `${(100 * share).toFixed(1)} %`;
+
+// An operating point: what the threshold did on the rows that it was chosen on.
+function pointed(name, finding) {
+  const word = finding.called ? "called" : "not called";
+  return `At the operating point ${name} is ${word} (from ${percent(finding.threshold)} on; on held-back ` +
+    `images this found ${percent(finding.sensitivity)} of them and spared ${percent(finding.specificity)} of the others).`;
+}
+
+const unusual = (outlier) => `Of the images held back, ${percent(outlier)} look more usual than this one.`;
+
+function explained(explanation) {
+  if (explanation.withheld) return element("p", `No heat map: ${explanation.withheld}.`);
+  const figure = element("figure", undefined, { class: "heat" });
+  figure.append(
+    element("img", undefined, {
+      src: `data:image/png;base64,${explanation.image}`,
+      alt: `Heat map by ${explanation.method} for ${explanation.of}`,
+    }),
+    element("figcaption", `Orange speaks for ${explanation.of}, blue against it: how the score ` +
+      "changes where a patch is hidden. It shows what the model looked at, not where a lesion is."),
+  );
+  return figure;
 }
 
 at("file").addEventListener("change", () => {

@@ -1,0 +1,266 @@
+"""How well images are recognised and generated, beside the same without the adversarial part.
+
+    python -m benchmarks.diagnosis FOLDER [--seeds 5] [--epochs 30] [--sets SET ...]
+
+Trains, for each set and seed, `aigc` (a whole training; `without_gan` is its recogniser alone, from
+the same run) and `resnet18`, our own ResNet-18 of the same width and number of images by MedMNIST's
+recipe (Adam 1e-3, a tenth at half and three quarters, no augmentation, the epoch with the best
+validation AUC; Yang et al. 2023). Generated rows are compared with those of a Gaussian for each
+class in the space of its principal components. Everything is chosen on validation rows; the test
+split is looked at by the last line of each arm. What is done is kept in FOLDER, and the same
+command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aigc_ray import assess, catalogue, fidelity, recognition, registry, rows
+from aigc_ray.blocks import ResNet18, bf16_pays, low_precision
+from aigc_ray.ingest import ingest, load_manifest
+from aigc_ray.judgement import Policy
+from aigc_ray.model import Model
+from aigc_ray.task import Networks
+from aigc_ray.tasks.diagnosis.task import Diagnosis
+from aigc_ray.train import train
+from aigc_ray.worker import split
+from benchmarks import record
+
+SETS = ("pneumoniamnist", "retinamnist")
+BATCH = 64
+LEGAL = {"retinamnist": {"flip": True}}  # left and right eyes are mirror images; chests are not
+KEPT = ("auc", "acc", "nll", "ece", "ece_floor", "aurc")
+BEFORE = ("nll_uncalibrated", "brier", "brier_uncalibrated", "answered", "answered_acc")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="keeps data, models and what is done")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
+    parser.add_argument("--classic", type=int, default=1, help="seeds of loss=classic")
+    parser.add_argument("--try", dest="only_try", action="store_true", help="print, keep nothing")
+    options = parser.parse_args()
+    os.environ["AIGC_HOME"] = str(options.folder.absolute() / "home")
+    found: dict[str, Any] = {}
+    for name in options.sets:
+        data = str(options.folder / name)
+        ingest(Diagnosis(), str(catalogue.fetch(name)), data, parallel=0)
+        job: dict[str, Any] = {"data": data, "description": load_manifest(data)}
+        images = job["description"]["splits"]["train"]["rows"]
+        steps = options.epochs * images // BATCH
+        arms: dict[str, list[dict[str, Any]]] = {}
+        for seed in range(options.seeds):
+            for arm in (adversarial, plain):
+                for key, figures in _once(options.folder, name, arm, job, steps, seed).items():
+                    arms.setdefault(key, []).append(figures)
+        for seed in range(options.classic):
+            for key, figures in _once(options.folder, name, classic, job, steps, seed).items():
+                arms.setdefault(key, []).append(figures)
+        found[name] = {key: _summary(every) for key, every in arms.items()}
+        found[name]["paired"] = _paired(arms)
+        found[name]["steps"] = steps
+    print(json.dumps(found, indent=2))
+    if not options.only_try:
+        command = "python -m benchmarks.diagnosis FOLDER"
+        record.save("diagnosis", found, seeds=list(range(options.seeds)), command=command)
+
+
+def _once(
+    folder: Path, name: str, arm: Any, job: Mapping[str, Any], steps: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """An arm's figures, kept in a file: what was measured is not measured again."""
+    path = folder / "done" / f"{name}-{arm.__name__}-{steps}-{seed}.json"
+    if not path.exists():
+        figures = arm(name, job, steps, seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(figures))
+        print(f"{path.name}: {json.dumps(figures)}", file=sys.stderr, flush=True)
+    kept: dict[str, dict[str, Any]] = json.loads(path.read_text())
+    return kept
+
+
+# --- the arms ---------------------------------------------------------------------------------
+
+
+def adversarial(name: str, job: Mapping[str, Any], steps: int, seed: int) -> dict[str, Any]:
+    """The whole training, and the same judged without the critic."""
+    model = _trained(name, job, steps, seed, {})
+    found = model.info["metrics"]["test"]
+    generation = model.info["generation"]
+    ours = {key: found[key] for key in (*KEPT, *BEFORE)}
+    ours |= {key: generation[key] for key in ("kid_ratio", "coverage", "tstr_over_trtr")}
+    ours |= {key: generation[key]["value"] for key in ("nn_auc", "copy_rate", "plain_copy_rate")}
+    ours |= {"kid": generation["kid"]["value"], "kid_real": generation["kid_real"]["value"]}
+    ours["nn_auc_holds_half"] = float(
+        generation["nn_auc"]["low"] <= 0.5 <= generation["nn_auc"]["high"]
+    )
+    ours["critic_share"] = model.info["calibration"]["share"]
+    ours["coverage_real"] = generation["coverage_real"]
+    gaussian = _gaussian(model, job)
+    assess.judge(model, job, Policy(), share=0.0)
+    alone = assess.told(model, job, "test")["metrics"]
+    return {
+        "aigc": ours,
+        "without_gan": {key: alone[key] for key in (*KEPT, *BEFORE)},
+        "gaussian": {
+            "kid": gaussian["kid"]["value"],
+            "kid_ratio": gaussian["kid_ratio"],
+            "coverage": gaussian["coverage"],
+        },
+    }
+
+
+def classic(name: str, job: Mapping[str, Any], steps: int, seed: int) -> dict[str, Any]:
+    """The founding text's loss, all else equal."""
+    model = _trained(name, job, steps, seed, {"loss": "classic"})
+    generation = model.info["generation"]
+    found = {key: model.info["metrics"]["test"][key] for key in KEPT}
+    found |= {key: generation[key] for key in ("kid_ratio", "coverage", "tstr_over_trtr")}
+    return {"classic": found}
+
+
+def _trained(
+    name: str, job: Mapping[str, Any], steps: int, seed: int, more: dict[str, Any]
+) -> Model:
+    settings = {"num_workers": 2, "steps": steps, "seed": seed, "batch_size": BATCH}
+    summary = train("diagnosis", job["data"], settings | LEGAL.get(name, {}) | more)
+    return Model.open(registry.fetch(summary["model"]))
+
+
+def plain(name: str, job: Mapping[str, Any], steps: int, seed: int) -> dict[str, Any]:
+    """ResNet-18 as MedMNIST trains it, as wide as ours and for as many images."""
+    torch.manual_seed(seed)
+    task = replace(Diagnosis(), schema=_schema(job))
+    channels, size, _ = task.schema["image"].shape
+    network = ResNet18(channels, len(task.classes), width=task.recogniser_width, size=size)
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    columns = {part: _columns(job, part) for part in ("train", "val", "test")}
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    milestones = [steps // 2, steps * 3 // 4]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+    random, pixels = np.random.default_rng(seed), columns["train"][0]
+    best: tuple[float, dict[str, Tensor]] = (-1.0, {})
+    order = np.empty(0, int)
+    for step in range(steps):
+        if len(order) < BATCH:
+            order = random.permutation(len(pixels))
+        chosen, order = torch.from_numpy(order[:BATCH]), order[BATCH:]
+        network.train()
+        image = pixels[chosen].contiguous(memory_format=torch.channels_last)
+        with low_precision(bf16_pays("cpu"), image.device):
+            logits = network(image)
+        loss = F.cross_entropy(logits.float(), columns["train"][1][chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if len(order) < BATCH or step == steps - 1:
+            auc = recognition.figures(*_likely(network, columns["val"]))["auc"]
+            if auc > best[0]:
+                best = auc, {k: v.clone() for k, v in network.state_dict().items()}
+    network.load_state_dict(best[1])
+    probability, label = _likely(network, columns["test"])
+    found = recognition.figures(probability, label) | recognition.honesty(probability, label)
+    return {"resnet18": {key: found[key] for key in KEPT}}
+
+
+def _schema(job: Mapping[str, Any]) -> Any:
+    from aigc_ray.schema import Schema
+
+    return Schema.from_json(job["description"]["schema"])
+
+
+def _columns(job: Mapping[str, Any], part: str) -> tuple[Tensor, Tensor]:
+    task = replace(Diagnosis(), schema=_schema(job))
+    found = rows.load(job["data"], job["description"], part, ["image", "label"])
+    batch = task.encode(found, torch.zeros(len(found["label"])))
+    return batch.value["image"], batch.value["label"]
+
+
+@torch.inference_mode()
+def _likely(network: nn.Module, columns: tuple[Tensor, Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    network.eval()
+    parts = [network(part).softmax(1) for part in columns[0].split(256)]
+    return torch.cat(parts).numpy(), columns[1].numpy()
+
+
+# --- a generator without an adversary -----------------------------------------------------------
+
+
+class Gaussian(nn.Module):
+    """Samples of a normal distribution for each class, fitted to the training rows' pixels."""
+
+    def __init__(self, image: Tensor, label: Tensor) -> None:
+        super().__init__()
+        self.shape = image.shape[1:]
+        self.parts = []
+        for k in range(int(label.max()) + 1):
+            flat = image[label == k].flatten(1)
+            mean = flat.mean(0)
+            _, spread, axes = torch.linalg.svd(flat - mean, full_matrices=False)
+            self.parts.append((mean, spread / len(flat) ** 0.5, axes))
+
+    def forward(self, noise: Tensor, label: Tensor, known: Tensor) -> Tensor:
+        images = torch.empty(len(label), *self.shape)
+        for row, k in enumerate(label.tolist()):
+            mean, spread, axes = self.parts[k]
+            key = int(noise[row, 0].abs() * 1e9)
+            draw = torch.randn(len(spread), generator=torch.Generator().manual_seed(key))
+            images[row] = (mean + (draw * spread) @ axes).view(self.shape)
+        return images.clamp(-1, 1)
+
+
+def _gaussian(model: Model, job: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler's figures in the same feature space."""
+    networks = Networks(dict(model.members[0].items()))
+    networks["generator"] = Gaussian(*_columns(job, "train"))
+    sampler = Model(model.task, [networks], {})
+    parts = {part: list(split(job, model.task, part)) for part in ("train", "val", "test")}
+    return fidelity.fidelity(sampler, parts["train"], parts["val"], parts["test"])
+
+
+# --- many seeds ---------------------------------------------------------------------------------
+
+
+def _summary(every: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    return {key: _spread([one[key] for one in every]) for key in every[0]}
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    sd = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(statistics.mean(values), 4), "sd": round(sd, 4), "n": len(values)}
+
+
+def _paired(arms: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """Ours minus another arm's, seed by seed, with the p-value of a paired t-test."""
+    from scipy.stats import ttest_rel
+
+    found = {}
+    for other in ("without_gan", "resnet18"):
+        for key in ("auc", "acc"):
+            ours, theirs = ([one[key] for one in arms[arm]] for arm in ("aigc", other))
+            gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
+            p = float(ttest_rel(ours, theirs).pvalue) if len(gaps) > 1 and any(gaps) else None
+            found[f"{key}_over_{other}"] = {**_spread(gaps), "p": p}
+    return found
+
+
+if __name__ == "__main__":
+    main()
