@@ -17,14 +17,14 @@ from aigc_ray import fidelity, intervals, judgement, recognition, rows
 from aigc_ray.judgement import Policy
 from aigc_ray.model import Model
 from aigc_ray.outliers import Outliers
-from aigc_ray.splitter import hash64
+from aigc_ray.splitter import halves, named
 from aigc_ray.worker import finite, split
 
 KNOWN_ROWS = 20_000  # training rows that unusual ones are told by, at most
 DRAWS = 1000  # of the bootstrap, fewer where rows are many
 GROUPS = 12  # different values of a column that is taken for a division into groups
 FEWEST = 10  # rows of a group for which figures are told
-EXPLAINED = 8  # images that heat maps are tried on
+EXPLAINED, EXPLAINED_PIXELS = 8, 1 << 18  # images that heat maps are tried on, at most
 
 Job = Mapping[str, Any]
 
@@ -56,28 +56,34 @@ def judge(
     prediction, value, known = fidelity.collected(
         model, split(job, model.task, "val"), everything=True
     )
+    moved = (model.task.perturb(batch) for batch in split(job, model.task, "val"))
+    elsewhere, _, _ = fidelity.collected(model, moved, everything=True)
     right = known[field.name]
     held_back = torch.from_numpy(prediction["features"])
     if not afresh:
         outliers = _outliers(model, job, held_back)
     elif outliers is not None:
         outliers = outliers.again(held_back)
-    opinions = {"recogniser": prediction["probability"]}
-    if "critic" in prediction:
-        opinions["critic"] = prediction["critic"]
     score = None if outliers is None else outliers.score(held_back).numpy()
     model.judgement = judgement.fit(
-        {name: values[right] for name, values in opinions.items()},
+        _voices(prediction, right),
         value[field.name][right],
         halves(marks(job, "val").patient)[right],
         field.values,
         policy,
+        elsewhere=_voices(elsewhere, right),
         outlier=None if score is None else score[right],
         share=share,
         on=str(job["data"]),
     )
     model.outliers = outliers
     model.info["calibration"] = model.judgement.to_json()
+
+
+def _voices(prediction: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Whose opinions there are, of these rows."""
+    found = {"recogniser": prediction["probability"][rows]}
+    return found | ({"critic": prediction["critic"][rows]} if "critic" in prediction else {})
 
 
 def _outliers(model: Model, job: Job, held_back: torch.Tensor) -> Outliers:
@@ -90,11 +96,6 @@ def _outliers(model: Model, job: Job, held_back: torch.Tensor) -> Outliers:
         count += len(batch.row)
     label = torch.cat(labels) if field.kind == "category" else None
     return Outliers.fit(torch.cat(features), label, held_back)
-
-
-def halves(patient: np.ndarray) -> np.ndarray:
-    """(N,) bool; about one half, all rows of a patient on one side, always the same."""
-    return np.array([hash64(f"half/{name}") % 2 == 0 for name in patient])
 
 
 def told(model: Model, job: Job, part: str) -> dict[str, Any]:
@@ -212,9 +213,8 @@ def marks(job: Job, part: str) -> Marks:
     patient: list[str] = []
     extra: list[dict[str, str]] = []
     for columns in rows.scan(job["data"], job["description"], part, ["patient", "extra"]):
-        for person, text in zip(columns["patient"], columns["extra"], strict=True):
-            patient.append(str(person) if person else f"row/{len(patient)}")
-            extra.append(dict(_flat(json.loads(text))) if text else {})
+        patient += named(columns["patient"], len(patient))
+        extra += [dict(_flat(json.loads(text))) if text else {} for text in columns["extra"]]
     names = sorted({name for one in extra for name in one})
     found = {name: np.array([one.get(name, "") for one in extra]) for name in names}
     divided = {
@@ -268,7 +268,9 @@ def explained(model: Model, job: Job, say: Callable[[str], None]) -> dict[str, A
         return None
     say("heat maps are tried on networks whose weights are random")
     first = next(split(job, task, "val"))
-    batch = first.take(torch.arange(min(EXPLAINED, len(first.row))))
+    pixels = first.value[explanation.image_of(task)][0, 0].numel()
+    rows = min(max(2, min(EXPLAINED, EXPLAINED_PIXELS // pixels)), len(first.row))
+    batch = first.take(torch.arange(rows))
     probability = model.recognise(batch)["probability"]
     return explanation.gate(task, model.members[0], batch, probability.argmax(1))
 

@@ -8,6 +8,7 @@ that a difference in the share of classes is not taken for one of looks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from aigc_ray.task import Batch, Stage
 
 ROWS = 2000  # of each kind that are compared, at most
 TRAINING = 20_000  # training rows among which copies are looked for
+MEMORY = 256 << 20  # bytes of training rows, and as many of generated ones, to learn from
 GENERATED = 500  # that are looked at for copies, at least
 PROJECTED = 256  # axes that the rows themselves are projected on
 COPIES = 0.02  # share of copies above which a generator is refused
@@ -106,7 +108,8 @@ def transfer(
     task = model.task
     player = next(p for s in task.stages() for p in s.players if p.network == "recogniser")
     stages = (Stage("recogniser", steps, (player,), refresh=0),)
-    real = _joined(train, TRAINING)
+    size = sum(math.prod(field.shape) for field in task.schema.fields)
+    real = _joined(train, min(TRAINING, max(batch_size, MEMORY // (4 * size))))
     fake = real._replace(value=dict(real.value))
     drawn = [batch.value for batch in _drawn(model, [real], SEED)]
     for name in drawn[0]:

@@ -107,6 +107,7 @@ def fit(
     names: Sequence[str],
     policy: Policy,
     *,
+    elsewhere: Mapping[str, np.ndarray] | None = None,
     outlier: np.ndarray | None = None,
     share: float | None = None,
     on: str = "",
@@ -120,6 +121,7 @@ def fit(
         opinions: (N, K) each; "recogniser", and perhaps "critic".
         label: (N,) or (N, K).
         half: (N,) bool, True for the first half; rows of a patient share one.
+        elsewhere: the opinions of the same rows, perturbed; the temperature is fitted to these.
         outlier: (N,) scores.
         share: of the critic in the answer, where that is settled already.
 
@@ -136,7 +138,12 @@ def fit(
     if share is None:
         share, gain = _admitted(first, label[half]) if "critic" in first else (0.0, None)
     mixed = _mixed(opinions["recogniser"], opinions.get("critic"), share)
-    temperature = calibration.temperature(mixed[half], label[half])
+    seen = mixed
+    if elsewhere is not None:
+        seen = _mixed(elsewhere["recogniser"], elsewhere.get("critic"), share)
+    # Never below 1: held-back rows are of the same source as those trained on, and easier than
+    # any that will come, so what looks like modesty there is none elsewhere.
+    temperature = max(1.0, calibration.temperature(seen[half], label[half]))
     sure = calibration.apply(mixed, temperature, several)
     rest = ~half
     sets = calibration.conformal(sure[rest], label[rest], policy.alpha)

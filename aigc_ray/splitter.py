@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterable
+
+import numpy as np
 
 SPLITS = ("test", "val", "train")  # the first keeps a patient or a duplicate
 SHARES = (("train", 0.7), ("val", 0.1), ("test", 0.2))  # of rows whose split is not given
@@ -54,6 +57,20 @@ class Splitter:
             if position < 0:
                 return split
         return SHARES[-1][0]
+
+
+def named(patients: Iterable[str | None], first: int) -> list[str]:
+    """Who the rows from number `first` on are of; a row of nobody's is its own."""
+    return [name or f"row/{number}" for number, name in enumerate(patients, first)]
+
+
+def halves(names: Iterable[str]) -> np.ndarray:
+    """(N,) bool: about one half of a split, all rows of a patient on one side, always the same.
+
+    Of the validation split the True half chooses (a moment, a setting, whose opinion is heard),
+    and the other, which has seen no choice, says what may be promised.
+    """
+    return np.array([hash64(f"half/{name}") % 2 == 0 for name in names], bool)
 
 
 def hash64(text: str) -> int:

@@ -172,6 +172,11 @@ class Task(ABC):
         ("choice", value, ...)."""
         return {}
 
+    def perturb(self, batch: Batch) -> Batch:
+        """The rows as another place might have recorded them, where that can be said; by its
+        answers to these a recogniser is made to sound no surer than it will be elsewhere."""
+        return batch
+
     @abstractmethod
     def draw(self, networks: Networks, condition: Batch) -> Draw:
         """One sample a row, with noise from `condition.row`."""

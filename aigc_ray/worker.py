@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from aigc_ray import checkpoint, config, fidelity, lease, noise, registry, rows,
 from aigc_ray import model as models
 from aigc_ray.adversary import HELD_BACK_EVERY, Adversary
 from aigc_ray.cluster import cpus
+from aigc_ray.errors import UserError
+from aigc_ray.splitter import halves, named
 from aigc_ray.task import Batch, Task
 from aigc_ray.training import Training
 
@@ -121,15 +124,15 @@ class _Recorder:
     ) -> None:
         self.job, self.training, self.adversary = job, training, adversary
         self.best, self.extra, self.share, self.report = best, extra, share, report
-        self.validation = (
-            None if share.rank else list(split(job, training.task, "val", VALIDATION_ROWS))
-        )
+        self.validation = None if share.rank else _choosing(job, training.task)
         self.began = self.saved = self.shown = time.monotonic()
         self.before = extra["seconds"]  # of earlier starts
         self.first = adversary.step_number
         self.aside = 0.0  # seconds spent on validation and checkpoints
         self.sums: dict[str, float] = {}
         self.count = 0
+        self.teller = ThreadPoolExecutor(1, "progress")
+        self.told: Future[None] | None = None
 
     def after(self, figures: dict[str, Tensor]) -> None:
         """Called after every step, on every worker."""
@@ -194,11 +197,20 @@ class _Recorder:
             self.extra["history"].append({k: finite(v) for k, v in entry.items()})
             self.sums, self.count = {}, 0
         self.shown = now
-        storage.write_json(
-            storage.join(self.job["run"], "progress.json"),
-            {"steps": adversary.steps, "now": {k: finite(v) for k, v in entry.items()}}
-            | {"history": self.extra["history"]},
-        )
+        state = {"steps": adversary.steps, "now": {k: finite(v) for k, v in entry.items()}}
+        self._tell(state | {"history": [*self.extra["history"]]}, wait=metrics is not None)
+
+    def _tell(self, state: dict[str, Any], *, wait: bool) -> None:
+        """Write the progress beside the steps: the store may take its time, and all workers would
+        wait for this one. What comes too soon after the last is left out, unless it must not be."""
+        if self.told is not None:
+            if not (self.told.done() or wait):
+                return
+            self.told.result()  # a store that fails ends the run
+        where = storage.join(self.job["run"], "progress.json")
+        self.told = self.teller.submit(storage.write_json, where, state)
+        if wait:
+            self.told.result()
 
     def _save(self) -> None:
         lease.check(self.job["lease"])
@@ -209,15 +221,37 @@ class _Recorder:
         )
 
 
+def _choosing(job: Mapping[str, Any], task: Task) -> list[Batch]:
+    """The held-back rows by which the best moment is chosen."""
+    found = list(split(job, task, "val", VALIDATION_ROWS, half=True))
+    if not found or next(split(job, task, "val", half=False), None) is None:
+        raise UserError(
+            f"{job['data']} has too few patients (or rows) in its validation split: half of them "
+            "choose, and half are needed to say how far the answers can be trusted"
+        )
+    return found
+
+
 def split(
-    job: Mapping[str, Any], task: Task, name: str, most: int | None = None
+    job: Mapping[str, Any],
+    task: Task,
+    name: str,
+    most: int | None = None,
+    *,
+    half: bool | None = None,
 ) -> Iterator[Batch]:
-    """A split's rows as batches, in order."""
+    """A split's rows as batches, in order; of both halves, or of one (`splitter.halves`)."""
     uri, description = job["data"], job["description"]
+    fields = [field.name for field in task.schema.fields]
     seen = 0
-    for columns in rows.scan(uri, description, name, [field.name for field in task.schema.fields]):
-        count = len(next(iter(columns.values())))
-        yield task.encode(columns, noise.keys(0, torch.arange(seen, seen + count)))
+    for columns in rows.scan(uri, description, name, [*fields, "patient"]):
+        people = columns.pop("patient")
+        count = len(people)
+        batch = task.encode(columns, noise.keys(0, torch.arange(seen, seen + count)))
+        if half is not None:
+            batch = batch.take(torch.from_numpy(halves(named(people, seen)) == half))
+        if len(batch.row):
+            yield batch
         seen += count
         if most is not None and seen >= most:
             return

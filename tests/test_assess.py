@@ -14,6 +14,7 @@ from aigc_ray.errors import UserError
 from aigc_ray.evaluate import evaluate
 from aigc_ray.ingest import ingest, load_manifest
 from aigc_ray.model import Model
+from aigc_ray.splitter import halves
 from aigc_ray.tasks.diagnosis.task import Diagnosis
 from aigc_ray.train import train
 from tests.tiny import TINY
@@ -92,7 +93,7 @@ def test_each_opinion_stands_beside_the_answer(model):
 def test_rows_of_a_patient_are_in_one_half(department):
     job = {"data": department[1], "description": load_manifest(department[1])}
     patient = assess.marks(job, "val").patient
-    half = assess.halves(patient)
+    half = halves(patient)
     assert 0.25 < half.mean() < 0.75
     for name in set(patient):
         assert len(set(half[patient == name])) == 1

@@ -43,6 +43,21 @@ def test_an_overconfident_recogniser_is_made_to_say_what_it_knows():
     assert np.abs(made.probability(sharp, None) - true).mean() < 0.03
 
 
+def test_no_answer_is_made_surer_and_none_surer_than_it_will_be_elsewhere():
+    assert fitted(sharpness=0.3).temperature == 1.0
+    here, label = opinion(2000, 2.0, 0, 1.0)
+    there, _ = opinion(2000, 2.0, 7, 2.0)  # of other rows: surer, and wrong
+    made = judgement.fit(
+        {"recogniser": here},
+        label,
+        halved(2000),
+        CLASSES,
+        Policy(),
+        elsewhere={"recogniser": there},
+    )
+    assert made.temperature > 2
+
+
 def test_sets_miss_the_truth_as_often_as_they_may():
     made = fitted(alpha=0.2)
     probability, label = opinion(4000, 2.0, 1, 3.0)

@@ -61,6 +61,7 @@ class Diagnosis(Task):
     recogniser_width: int = 32  # channels of ResNet-18's first stage; 64 in the paper
     penalty: float | None = None  # gamma of R1 and R2; None: the recipe for the size
     penalty_final: float = 0.1  # share of it that is left at the end
+    recogniser_augmentation: float = 0.0  # strength of exposure, position and cutout for it
     class_weight: float = 0.5  # of the critic's class head
     augmentation: float = 0.6  # strength at most; 0 switches it off
     flip: bool = False  # whether left and right may be exchanged
@@ -160,6 +161,11 @@ class Diagnosis(Task):
         size = self.schema["image"].shape[1]
         return 0.5 if size < 56 else 1.5 if size < 112 else 10.0 if size < 192 else 50.0
 
+    def perturb(self, batch: Batch) -> Batch:
+        """Another exposure, another position, something in the way."""
+        image = augment(batch.value["image"], batch.row, 1.0, flip=False, stream="elsewhere")
+        return batch._replace(value=batch.value | {"image": image.clamp(-1, 1)})
+
     def draw(self, networks: Networks, condition: Batch) -> Draw:
         z = noise.normal(condition.row, "generator", (NOISE,))
         label = condition.value["label"]
@@ -218,6 +224,9 @@ class Diagnosis(Task):
         self, networks: Networks, real: Batch, fake: Draw | None, step: Step
     ) -> Tensor:
         image = pad_crop(real.value["image"], real.row, flip=self.flip)
+        image = augment(
+            image, real.row, self.recogniser_augmentation, flip=False, stream="recogniser looks"
+        )
         image = image.contiguous(memory_format=torch.channels_last)
         with low_precision(self._bf16(image.device.type), image.device):
             logits = networks["recogniser"](image)
