@@ -61,24 +61,27 @@ def quickstart() -> str:
     return _rows("quickstart, one seed | ", rows) + f"\n\n{_machine(found)}, {found['date'][:10]}."
 
 
-def train_speed() -> str:
-    found = results("train_speed")
+def train_speed(name: str = "train_speed") -> str:
+    found = results(name)
     metrics = found["metrics"]
     rows: list[tuple[Any, ...]] = [
         ("images/s through Ray Train", _spread(metrics["images_per_second"], 1)),
         ("images/s of a bare torchrun loop", _spread(metrics["torchrun_images_per_second"], 1)),
         ("ratio, pair by pair", _spread(metrics["ratio_vs_torchrun"], 3)),
+        ("median of the ratios", f"{metrics['ratio_vs_torchrun']['median']:.3f}"),
     ]
     return _rows("training, two workers | ", rows) + f"\n\n{_machine(found)}, {found['date'][:10]}."
 
 
 def step_speed() -> str:
-    found = results("train_speed")
+    """The ladder on a CPU that multiplies in bfloat16 and on one that does not."""
+    fast, slow = (results(name)["metrics"]["steps"] for name in ("train_speed_bf16", "train_speed"))
     rows = [
-        (name, f"{value['ms']:.0f}", f"{value['speedup']:.2f}")
-        for name, value in found["metrics"]["steps"].items()
+        (name, *(f"{of[name][key]:{form}}" for of in (fast, slow) for key, form in COLUMNS))
+        for name in fast
     ]
-    return _rows("step of one worker, each line with those above | ms | speed-up", rows)
+    head = "step of one worker, each line with those above | AVX-512 bf16, ms | speed-up"
+    return _rows(f"{head} | AVX2, ms | speed-up", rows)
 
 
 def ingest_speed() -> str:
@@ -100,6 +103,7 @@ def _plain(name: str, value: Any) -> str:
     return f"{value:.2f}"
 
 
+COLUMNS = (("ms", ".0f"), ("speedup", ".2f"))
 TABLES = {
     "quickstart": quickstart,
     "train_speed": train_speed,

@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--name", default="train_speed", help="of the result: another machine's")
     options = parser.parse_args()
     pairs = []
     for number in range(options.pairs):
@@ -60,11 +61,14 @@ def main() -> None:
         "workers": WORKERS,
         "batch_size": BATCH,
     }
-    save("train_speed", metrics, seeds=[0], command="python -m benchmarks.train_speed DATA")
+    named = "" if options.name == "train_speed" else f" --name {options.name}"
+    command = f"python -m benchmarks.train_speed DATA{named}"
+    save(options.name, metrics, seeds=[0], command=command)
 
 
 def summary(values: list[float]) -> dict[str, float]:
     return {
+        "median": round(statistics.median(values), 4),  # others may disturb a run or two
         "mean": round(statistics.mean(values), 4),
         "sd": round(statistics.stdev(values), 4) if len(values) > 1 else 0.0,
         "n": len(values),
