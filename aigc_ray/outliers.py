@@ -14,11 +14,12 @@ SHRINK = 0.1  # how far the covariance is drawn towards its mean variance; rows 
 
 
 class Outliers:
-    """How unlike the training rows a row is: its mean rank among held-back rows, 0 to 1.
+    """How unlike the training rows a row is: its higher rank among held-back rows, 0 to 1.
 
     Two distances are ranked: Mahalanobis's from the nearest class mean (Lee et al. 2018), and the
     cosine distance from the tenth nearest of the training rows (Sun et al. 2022). The one knows
-    the shape of the whole, the other that of the parts; ranks can be averaged as they are.
+    the shape of the whole, the other that of the parts, and a row may be strange to one of them
+    alone: by the mean rank noise was no stranger than a chest film, by the higher all of it is.
 
     Args:
         centres: (K, D) means of the classes.
@@ -73,13 +74,13 @@ class Outliers:
         return white.square().sum(2).min(1).values.sqrt(), 1 - nearest
 
     def score(self, features: Tensor) -> Tensor:
-        """(B,) from 0, as usual as any held-back row, to 1, stranger than all."""
+        """(B,) from 0, as usual as any held-back row, to 1, stranger than all of them."""
         far, apart = self.distances(features)
         ranks = [
-            torch.searchsorted(known, value, right=True) / len(known)
+            torch.searchsorted(known, value) / len(known)
             for known, value in ((self.far, far), (self.apart, apart))
         ]
-        return (ranks[0] + ranks[1]) / 2
+        return torch.maximum(*ranks)
 
     def state(self) -> dict[str, Tensor]:
         return {name: getattr(self, name).contiguous() for name in NAMES}

@@ -25,8 +25,8 @@ from aigc_ray.train import train
 # no nearer to real ones than noise about the class means (tests/real/test_pneumonia.py).
 SETTINGS = {
     "num_workers": 2,
-    "steps": 300,
-    "width": 0.25,
+    "steps": 400,
+    "recogniser_width": 16,
     "validate_every": 100,
     "adversary_rate": 1e-3,
     "transfer_steps": 40,

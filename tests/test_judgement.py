@@ -176,7 +176,7 @@ def test_rows_beside_the_clouds_are_stranger_than_any_within():
     train, label = clouds(600, 0)
     made = Outliers.fit(train, label, clouds(400, 1)[0])
     usual = made.score(clouds(400, 2)[0])
-    assert usual.mean() == pytest.approx(0.5, abs=0.05)
+    assert usual.mean() < 0.75 and (usual > 0.99).float().mean() < 0.04
     beside = clouds(100, 3)[0]
     beside[:, 7] += 12  # along an axis on which rows hardly differ
     between = torch.zeros(1, 8)
@@ -190,8 +190,8 @@ def test_other_held_back_rows_give_other_ranks_and_what_is_stored_is_what_is_rea
     train, label = clouds(300, 0)
     made = Outliers.fit(train, label, clouds(200, 1)[0])
     far = clouds(200, 2)[0] + 3
-    assert made.score(far).mean() > 0.8
-    assert made.again(far).score(far).mean() == pytest.approx(0.5, abs=0.05)
+    assert made.score(far).mean() > 0.9
+    assert made.again(far).score(far).mean() < 0.75
     state = made.state()
     assert set(state) == set(NAMES)
     assert torch.equal(Outliers.load(state).score(far), made.score(far))

@@ -61,7 +61,6 @@ class Diagnosis(Task):
     recogniser_width: int = 32  # channels of ResNet-18's first stage; 64 in the paper
     penalty: float | None = None  # gamma of R1 and R2; None: the recipe for the size
     penalty_final: float = 0.1  # share of it that is left at the end
-    recogniser_augmentation: float = 0.0  # strength of exposure, position and cutout for it
     class_weight: float = 0.5  # of the critic's class head
     augmentation: float = 0.6  # strength at most; 0 switches it off
     flip: bool = False  # whether left and right may be exchanged
@@ -224,9 +223,6 @@ class Diagnosis(Task):
         self, networks: Networks, real: Batch, fake: Draw | None, step: Step
     ) -> Tensor:
         image = pad_crop(real.value["image"], real.row, flip=self.flip)
-        image = augment(
-            image, real.row, self.recogniser_augmentation, flip=False, stream="recogniser looks"
-        )
         image = image.contiguous(memory_format=torch.channels_last)
         with low_precision(self._bf16(image.device.type), image.device):
             logits = networks["recogniser"](image)
