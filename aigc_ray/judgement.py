@@ -32,10 +32,17 @@ class Policy:
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
             raise UserError(f"alpha lies between 0 and 1; got {self.alpha}")
+        if self.cost is None and self.sensitivity is None:
+            raise UserError("sensitivity or cost is needed to choose an operating point")
         if self.cost is not None and not self.cost > 0:
             raise UserError(f"cost is above 0; got {self.cost}")
         if self.sensitivity is not None and not 0 < self.sensitivity <= 1:
             raise UserError(f"sensitivity is above 0 and at most 1; got {self.sensitivity}")
+
+    def check(self, names: Sequence[str]) -> None:
+        """Raise a `UserError` where the finding is none of these classes or labels."""
+        if self.positive is not None and self.positive not in names:
+            raise UserError(f"positive is one of {', '.join(names)}; got {self.positive!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +181,7 @@ def _mixed(recogniser: np.ndarray, critic: np.ndarray | None, share: float) -> n
 
 def _admitted(
     opinions: Mapping[str, np.ndarray], label: np.ndarray
-) -> tuple[float, dict[str, float]]:
+) -> tuple[float, dict[str, float] | None]:
     """Whether the critic is heard: only where its part does no harm to AUC, by a paired bootstrap.
 
     What is admitted can still be of no use; what the answers are without it always stands beside.
@@ -190,7 +197,7 @@ def _admitted(
     try:
         found = intervals.bootstrap(gained, alone, both, label, strata=strata, draws=500)
     except UserError:  # a class is absent: nothing can be shown, so nothing is admitted
-        return 0.0, {"value": 0.0, "low": -1.0, "high": 1.0}
+        return 0.0, None
     gain = {name: round(value, 5) for name, value in found._asdict().items()}
     return (0.5 if found.low > -HARM else 0.0), gain
 
@@ -199,9 +206,8 @@ def _points(
     probability: np.ndarray, label: np.ndarray, names: Sequence[str], policy: Policy
 ) -> dict[str, dict[str, float]]:
     """The operating points: `positive`'s, else the second of two classes', or each label's."""
+    policy.check(names)
     positive = policy.positive
-    if positive is not None and positive not in names:
-        raise UserError(f"positive is one of {', '.join(names)}; got {positive!r}")
     if label.ndim == 1 and positive is None:
         if len(names) != 2:
             return {}

@@ -43,6 +43,8 @@ def configure(task: str, data: str, changes: Mapping[str, Any]) -> tuple[Trainin
     if start and first.schema != schema:
         raise UserError(f"{start} was trained on other fields than {data} has")
     training = config.override(Training(task=replace(first, schema=schema)), changes)
+    if schema.judged is not None:
+        training.policy.check(schema.judged.values)  # now, not after hours of training
     count = facts["splits"]["train"]["rows"]
     if count < training.batch_size:
         share = training.batch_size // max(1, training.num_workers)
