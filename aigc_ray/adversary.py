@@ -106,10 +106,12 @@ class Adversary:
         stage, progress = self.stage_at(self.step_number)
         means = Means(real.weight)
         figures: dict[str, Tensor] = {}
-        turn = Step(means, progress, self.strength, figures.__setitem__)
+        turn = Step(means, self.step_number, progress, self.strength, figures.__setitem__)
         draw = self._draw(stage, real)
         finite = True
         for player in stage.players:
+            if not self._joined(stage, progress, player):
+                continue
             learns = player.network == "generator"
             loss = self._loss(
                 player, real, draw if learns or draw is None else _detached(draw), turn
@@ -135,11 +137,20 @@ class Adversary:
         self._enter(self.stage_at(self.step_number))
         return figures
 
+    def _joined(self, stage: Stage, progress: float, player: Player) -> bool:
+        """Whether a player takes its turn; at its first, it becomes a copy of where it starts."""
+        done, first = round(progress * stage.steps), math.ceil(player.joins * stage.steps)
+        if done == first and player.starts_as is not None:
+            for networks in (self.networks, self.average):
+                networks[player.network].load_state_dict(networks[player.starts_as].state_dict())
+        return done >= first
+
     def _draw(self, stage: Stage, real: Batch) -> Draw | None:
         if "generator" not in self.networks or stage.refresh == 0:
             return None
         if stage.refresh == 1:
             learns = any(player.network == "generator" for player in stage.players)
+            self.networks["generator"].requires_grad_(learns)
             with torch.set_grad_enabled(learns):
                 return self.task.draw(self.networks, real)
         if not self.pool:  # drawn under this batch's conditions, with fresh noise for each step

@@ -80,6 +80,26 @@ def judge(
     model.info["calibration"] = model.judgement.to_json()
 
 
+def admit(model: Model, job: Job) -> None:
+    """Let the recogniser that learned from generated rows too answer, where that does no harm.
+
+    The one that is not heard stays with the model as "beside", for its figures.
+    """
+    field = model.task.schema.judged
+    if field is None or "beside" not in model.members[0]:
+        return
+    rows = split(job, model.task, "val", half=True)
+    prediction, value, known = fidelity.collected(model, rows, everything=True)
+    right = known[field.name]
+    opinions = (prediction[name][right] for name in ("probability", "beside"))
+    gain = judgement.gained(*opinions, value[field.name][right])
+    heard = gain is not None and gain["value"] > 0 and judgement.harmless(gain)
+    if heard:
+        for member in model.members:
+            member["recogniser"], member["beside"] = member["beside"], member["recogniser"]
+    model.info["generated_rows"] = {"heard": heard, "gain": gain}
+
+
 def _voices(prediction: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
     """Whose opinions there are, of these rows."""
     found = {"recogniser": prediction["probability"][rows]}
@@ -195,6 +215,8 @@ def _opinions(model: Model, collected: Collected) -> dict[str, dict[str, float]]
     every = {"recogniser": alone}
     if "critic" in prediction:
         every |= {"critic": prediction["critic"], "mean": (alone + prediction["critic"]) / 2}
+    if "beside" in prediction:
+        every["beside"] = prediction["beside"]
     return {
         name: model.task.measure({"probability": probability}, value, known)
         for name, probability in every.items()

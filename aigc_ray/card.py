@@ -29,7 +29,7 @@ def card(model: Mapping[str, Any]) -> str:
         _section(
             "How it fared",
             _metrics(model.get("metrics") or {}, model.get("intervals") or {}),
-            _opinions(model.get("opinions") or {}),
+            _opinions(model),
             _seeds(model),
         ),
         _section("By subgroup", _subgroups(model.get("subgroups") or {})),
@@ -68,21 +68,34 @@ def _metrics(
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _opinions(opinions: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+def _opinions(model: Mapping[str, Any]) -> str:
     """What the adversarial part adds: each opinion alone, beside their mean."""
-    lines = []
-    for split, every in opinions.items():
+    names, lines = whose(model), []
+    for split, every in (model.get("opinions") or {}).items():
         for name, figures in every.items():
             known = ", ".join(f"{key} {_text(value)}" for key, value in figures.items())
-            lines.append(f"- {split}, {WHOSE.get(name, name)}: {known}")
+            lines.append(f"- {split}, {names[name]}: {known}")
+    if gain := (model.get("generated_rows") or {}).get("gain"):
+        lines.append(
+            "- AUC that learning from generated rows too added on held-back rows: "
+            f"{_text(gain['value'])} ({_text(gain['low'])} to {_text(gain['high'])})"
+        )
     return "\n".join(lines)
 
 
-WHOSE = {
-    "recogniser": "the recogniser alone, without the adversarial part",
-    "critic": "the critic's class head alone",
-    "mean": "the mean of both",
-}
+def whose(model: Mapping[str, Any]) -> dict[str, str]:
+    """What a model's opinions are, by name."""
+    kinds = (
+        "the recogniser of real rows alone, without the adversarial part",
+        "the recogniser that learned from generated rows too",
+    )
+    heard = bool((model.get("generated_rows") or {}).get("heard"))
+    return {
+        "recogniser": kinds[heard],
+        "beside": f"{kinds[not heard]}, which is not heard",
+        "critic": "the critic's class head alone",
+        "mean": "the mean of recogniser and critic",
+    }
 
 
 def _subgroups(subgroups: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:

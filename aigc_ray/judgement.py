@@ -143,7 +143,11 @@ def fit(
     first = {name: values[half] for name, values in opinions.items()}
     gain = None
     if share is None:
-        share, gain = _admitted(first, label[half]) if "critic" in first else (0.0, None)
+        share = 0.0
+        if "critic" in first:
+            both = _mixed(first["recogniser"], first["critic"], 0.5)
+            gain = gained(first["recogniser"], both, label[half])
+            share = 0.5 if harmless(gain) else 0.0
     mixed = _mixed(opinions["recogniser"], opinions.get("critic"), share)
     seen = mixed
     if elsewhere is not None:
@@ -179,27 +183,28 @@ def _mixed(recogniser: np.ndarray, critic: np.ndarray | None, share: float) -> n
     return (1 - share) * recogniser + share * critic
 
 
-def _admitted(
-    opinions: Mapping[str, np.ndarray], label: np.ndarray
-) -> tuple[float, dict[str, float] | None]:
-    """Whether the critic is heard: only where its part does no harm to AUC, by a paired bootstrap.
+def gained(alone: np.ndarray, other: np.ndarray, label: np.ndarray) -> dict[str, float] | None:
+    """What AUC the other opinion has above that of `alone`, with an interval by paired bootstrap.
 
-    What is admitted can still be of no use; what the answers are without it always stands beside.
+    None where a class is absent, so that nothing can be shown.
     """
-    alone = opinions["recogniser"]
-    both = _mixed(alone, opinions["critic"], 0.5)
 
-    def gained(alone: np.ndarray, both: np.ndarray, label: np.ndarray) -> float:
-        with_it, without = (recognition.figures(p, label)["auc"] for p in (both, alone))
+    def difference(alone: np.ndarray, other: np.ndarray, label: np.ndarray) -> float:
+        with_it, without = (recognition.figures(p, label)["auc"] for p in (other, alone))
         return with_it - without
 
     strata = label if label.ndim == 1 else None
     try:
-        found = intervals.bootstrap(gained, alone, both, label, strata=strata, draws=500)
-    except UserError:  # a class is absent: nothing can be shown, so nothing is admitted
-        return 0.0, None
-    gain = {name: round(value, 5) for name, value in found._asdict().items()}
-    return (0.5 if found.low > -HARM else 0.0), gain
+        found = intervals.bootstrap(difference, alone, other, label, strata=strata, draws=500)
+    except UserError:
+        return None
+    return {name: round(value, 5) for name, value in found._asdict().items()}
+
+
+def harmless(gain: Mapping[str, float] | None) -> bool:
+    """Whether an opinion may be heard. What is admitted can still be of no use; what the answers
+    are without it always stands beside."""
+    return gain is not None and gain["low"] > -HARM
 
 
 def _points(

@@ -84,10 +84,12 @@ class Model:
         `outlier` (B,) says how unusual each row is.
 
         Args:
-            everything: the critic's opinion too where it has no part in the answer.
+            everything: the opinions too that have no part in the answer.
         """
-        critic = everything or (self.judgement is not None and self.judgement.share > 0)
-        every = [self.task.recognise(_heard(member, critic), batch) for member in self.members]
+        unheard = set() if everything else {"critic", "beside"}
+        if self.judgement is not None and self.judgement.share:
+            unheard -= {"critic"}
+        every = [self.task.recognise(_without(member, unheard), batch) for member in self.members]
         features = every[0].get("features")
         names = every[0].keys() - {"features"}
         together = {name: torch.stack([one[name] for one in every]) for name in names}
@@ -206,11 +208,9 @@ def restore(info: Mapping[str, Any]) -> Task:
     return config.override(task, info["configuration"])
 
 
-def _heard(member: Networks, critic: bool) -> Networks:
-    """The networks without the critic, which costs as much as the recogniser, where it is not."""
-    if critic or "critic" not in member:
-        return member
-    return Networks({name: network for name, network in member.items() if name != "critic"})
+def _without(member: Networks, unheard: set[str]) -> Networks:
+    """The networks but for those that nobody listens to, each of which costs as much as another."""
+    return Networks({name: network for name, network in member.items() if name not in unheard})
 
 
 def write(

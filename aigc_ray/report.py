@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from aigc_ray.card import whose
+
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
   color: #1a1a1a; background: #fff }
@@ -57,7 +59,8 @@ def render(
         parts.append("<p>In brackets: 95 % intervals, patients drawn again.</p>")
     for split, opinions in info.get("opinions", {}).items():
         parts.append(f"<h2>What the adversarial part adds, {escape(split)}</h2>")
-        parts.append(metrics_table(opinions))
+        names = whose(info)
+        parts.append(metrics_table({names[name]: found for name, found in opinions.items()}))
     for split, columns in info.get("subgroups", {}).items():
         for column, values in columns.items():
             parts.append(f"<h2>By {escape(column)}, {escape(split)}</h2>{metrics_table(values)}")
@@ -86,6 +89,7 @@ def render(
 
 
 FOUND = {
+    "Whether learning from generated rows too is heard": "generated_rows",
     "How answers are given or withheld": "calibration",
     "What is generated": "generation",
     "Heat maps": "explanation",
@@ -141,7 +145,7 @@ def curves(history: Sequence[Mapping[str, Any]], objective: str) -> list[tuple[s
 
     steps = [entry["step"] for entry in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    for name in ("critic", "generator", "recogniser"):
+    for name in ("critic", "generator", "recogniser", "beside"):
         values = [entry.get(name) for entry in history]
         if any(value is not None for value in values):
             left.plot(steps, values, marker=".", label=name)

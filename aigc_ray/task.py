@@ -21,7 +21,9 @@ from aigc_ray.schema import Schema
 if TYPE_CHECKING:
     from aigc_ray.model import Model
 
-Networks = nn.ModuleDict  # "generator", "critic", "recogniser": those the task has
+# "generator", "critic", "recogniser", and "beside", a recogniser that learned from generated rows
+# too: those the task has
+Networks = nn.ModuleDict
 Record = dict[str, Any]  # one row: field name -> plain value or array; None where it is missing
 Columns = Mapping[str, np.ndarray]  # rows side by side, as the Parquet shards hold them
 Source = dict[
@@ -81,6 +83,7 @@ class Step(NamedTuple):
     """What a loss may ask of the loop."""
 
     mean: Mean
+    number: int  # of the step, from 0 on; what is not done at each step hangs on it
     progress: float  # share of the stage's steps done, 0 to 1; schedules hang on it
     strength: float  # of the augmentation, 0 to 1
     log: Callable[[str, Tensor], None]  # a figure for the progress line
@@ -107,6 +110,8 @@ class Player(NamedTuple):
     network: str
     loss: Loss
     optimizer: Optimizer
+    joins: float = 0.0  # share of the stage's steps after which it takes its turns
+    starts_as: str | None = None  # the network that it is a copy of when it joins
 
 
 class Stage(NamedTuple):
@@ -188,9 +193,9 @@ class Task(ABC):
         """Predictions, (B, ...) each: only what may be averaged over an ensemble.
 
         Where a target is a category or labels, `probability` (B, K) is the recogniser's opinion and
-        `critic` (B, K) the critic's, if the networks hold one; a `Judgement` weighs them and
-        calibrates. `features` (B, D) are the space in which rows are compared, of the first member
-        only.
+        `critic` (B, K) the critic's and `beside` (B, K) the other recogniser's, if the networks
+        hold them; a `Judgement` weighs them and calibrates. `features` (B, D) are the space in
+        which rows are compared, of the first member only.
         """
 
     @abstractmethod

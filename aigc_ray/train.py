@@ -288,6 +288,7 @@ def finish(
         "code_version": aigc_ray.__version__,
     }
     model = models.Model(task, members, info)
+    assess.admit(model, job)
     assess.judge(model, job, training.policy)
     measure(model, job, ["val", "test"] if register else ["val"])
     if register:

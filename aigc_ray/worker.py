@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -129,8 +130,7 @@ class _Recorder:
         self.before = extra["seconds"]  # of earlier starts
         self.first = adversary.step_number
         self.aside = 0.0  # seconds spent on validation and checkpoints
-        self.sums: dict[str, float] = {}
-        self.count = 0
+        self.figures: dict[str, list[float]] = {}  # since the last validation
         self.teller = ThreadPoolExecutor(1, "progress")
         self.told: Future[None] | None = None
 
@@ -141,8 +141,7 @@ class _Recorder:
         validate = step % training.validate_every == 0 or adversary.finished
         if self.share.rank == 0:
             for name, value in figures.items():
-                self.sums[name] = self.sums.get(name, 0.0) + float(value)
-            self.count += 1
+                self.figures.setdefault(name, []).append(float(value))
             before = time.monotonic()
             metrics = self._validate() if validate else None
             self.aside += time.monotonic() - before
@@ -188,14 +187,14 @@ class _Recorder:
         left = (
             (adversary.steps - adversary.step_number) * self.training.batch_size / max(rate, 1e-9)
         )
-        entry: dict[str, Any] = {name: total / self.count for name, total in self.sums.items()}
+        entry: dict[str, Any] = {name: fmean(values) for name, values in self.figures.items()}
         entry |= {"step": adversary.step_number, "strength": adversary.strength}
         entry |= {"rows_per_second": rate, "seconds_left": left}
         entry |= {"elapsed": now - self.began, "aside": self.aside}
         if metrics is not None:
             entry["validation"] = metrics
             self.extra["history"].append({k: finite(v) for k, v in entry.items()})
-            self.sums, self.count = {}, 0
+            self.figures = {}
         self.shown = now
         state = {"steps": adversary.steps, "now": {k: finite(v) for k, v in entry.items()}}
         self._tell(state | {"history": [*self.extra["history"]]}, wait=metrics is not None)

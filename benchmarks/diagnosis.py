@@ -110,8 +110,12 @@ def adversarial(name: str, job: Mapping[str, Any], steps: int, seed: int) -> dic
         generation["nn_auc"]["low"] <= 0.5 <= generation["nn_auc"]["high"]
     )
     ours["critic_share"] = model.info["calibration"]["share"]
+    ours["generated_rows_heard"] = float(model.info["generated_rows"]["heard"])
     ours["coverage_real"] = generation["coverage_real"]
     gaussian = _gaussian(model, job)
+    if model.info["generated_rows"]["heard"]:  # the one beside learned from real rows alone
+        for member in model.members:
+            member["recogniser"] = member["beside"]
     assess.judge(model, job, Policy(), share=0.0)
     alone = assess.told(model, job, "test")["metrics"]
     return {

@@ -22,9 +22,11 @@ class Plain:
     channels_last: bool = False  # in weights and in every derivative
     fused: bool = False  # AdamW in one kernel
     bf16: bool = False
+    penalty_every: int | None = None  # steps; None: as the task has it
 
 
 LADDER = (
+    ("straightforward, penalties at every step", Plain(penalty_every=1)),
     ("straightforward", Plain()),
     ("one draw for both players", Plain(one_draw=True)),
     ("channels last", Plain(one_draw=True, channels_last=True)),
@@ -42,7 +44,12 @@ class PlainStep:
 
     def __init__(self, task: Diagnosis, how: Plain) -> None:
         self.how = how
-        self.task = replace(task, precision="bf16" if how.bf16 else "fp32")
+        self.task = replace(
+            task,
+            precision="bf16" if how.bf16 else "fp32",
+            penalty_every=how.penalty_every or task.penalty_every,
+        )
+        self.number = 0
         start = Adversary(self.task, seed=0)
         self.networks: Networks = start.networks
         if not how.channels_last:
@@ -65,7 +72,8 @@ class PlainStep:
         }
 
     def step(self, real: Batch, strength: float) -> None:
-        turn = Step(_mean, 0.0, strength, lambda name, value: None)
+        turn = Step(_mean, self.number, 0.0, strength, lambda name, value: None)
+        self.number += 1
         with torch.set_grad_enabled(self.how.one_draw):
             draw = self.task.draw(self._only("generator"), real)
         detached = Draw({k: v.detach() for k, v in draw.value.items()}, None)

@@ -11,7 +11,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from aigc_ray.adversary import MAX_SKIPPED, Adversary
-from tests.toys import Letters, Ring, Waiting, batch
+from aigc_ray.task import Player
+from tests.toys import OPTIMIZER, Letters, Mlp, Ring, Waiting, batch
 
 TOYS = [Ring, Waiting, Letters]
 
@@ -37,6 +38,39 @@ def test_continuous_samples_reach_their_condition():
     assert torch.all((fake.mean(1) > 0) == (real.value["side"][:, 0] > 0))
     assert abs(fake.abs().mean() - 2) < 0.3
     assert torch.all((logits > 0) == (real.value["side"] > 0))
+
+
+def test_a_player_may_join_late_as_a_copy_of_another():
+    class Twofold(Ring):
+        def networks(self):
+            made = super().networks()
+            made["beside"] = Mlp(2, 1)
+            return made
+
+        def stages(self):
+            def beside(networks, real, fake, step):
+                logits = networks["beside"](real.value["point"])
+                return step.mean(logits.square().mean(1), real.weight)
+
+            (stage,) = super().stages()
+            late = Player("beside", beside, OPTIMIZER, 0.75, "recogniser")
+            return (stage._replace(players=(*stage.players, late)),)
+
+    task = Twofold(steps=20)
+    before, joined = run(task, 15), run(task, 16)
+    start = Adversary(task, seed=0).networks["beside"].state_dict()
+    for name, value in before.networks["beside"].state_dict().items():
+        assert torch.equal(value, start[name])  # it has not moved
+    # One step of its own away from what the recogniser was.
+    was, now = (a.networks[n] for a, n in ((before, "recogniser"), (joined, "beside")))
+    moved = [(b - a).abs().max() for a, b in zip(was.parameters(), now.parameters(), strict=True)]
+    assert 0 < max(moved) <= 1.1 * OPTIMIZER.learning_rate
+    # Taken up where it joins, it joins once and the same.
+    again = Adversary(task, seed=0)
+    tensors, plain = before.state()
+    again.load(tensors, before.averaged(), plain)
+    again.step(batch(task, 15))
+    assert torch.equal(weights(again), weights(joined))
 
 
 def test_censored_times_are_not_taken_for_short_ones():

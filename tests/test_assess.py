@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from aigc_ray import assess, registry
+from aigc_ray.card import card
 from aigc_ray.errors import UserError
 from aigc_ray.evaluate import evaluate
 from aigc_ray.ingest import ingest, load_manifest
@@ -67,6 +69,27 @@ def test_an_ensemble_has_members_that_differ_and_answers_with_their_spread(model
     assert not all((first[name] == second[name]).all() for name in first)
 
 
+@pytest.mark.parametrize("better", ["recogniser", "beside"])
+def test_whoever_learned_from_generated_rows_answers_where_that_does_no_harm(
+    model, department, better
+):
+    data = department[1]
+    job = {"data": data, "description": load_manifest(data)}
+    for member in model.members:  # whichever it was, one of the two has learned nothing
+        worse = member["beside" if better == "recogniser" else "recogniser"]
+        for parameter in worse.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    skilled = model.members[0][better]
+    assess.admit(model, job)
+    found = model.info["generated_rows"]
+    assert found["heard"] == (better == "beside")
+    assert (found["gain"]["value"] > 0) == found["heard"]
+    assert model.members[0]["recogniser"] is skilled
+    lines = card(model.info)
+    heard = "the recogniser that learned from generated rows too:" in lines
+    assert heard == found["heard"] and "which is not heard" in lines
+
+
 def test_every_figure_stands_within_its_interval_and_patients_are_drawn_whole(model):
     metrics, intervals = model.info["metrics"]["test"], model.info["intervals"]["test"]
     assert {"auc", "acc", "balanced_acc", "sensitivity", "specificity"} <= set(intervals)
@@ -87,7 +110,7 @@ def test_every_metric_is_told_by_sex_and_by_decade(model, department):
 
 
 def test_each_opinion_stands_beside_the_answer(model):
-    assert set(model.info["opinions"]["test"]) == {"recogniser", "critic", "mean"}
+    assert set(model.info["opinions"]["test"]) == {"recogniser", "critic", "mean", "beside"}
 
 
 def test_rows_of_a_patient_are_in_one_half(department):

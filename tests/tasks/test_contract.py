@@ -130,7 +130,7 @@ def test_a_draw_has_the_shapes_of_the_schema_and_hangs_on_its_rows_alone(ready):
 def test_every_loss_is_one_figure_that_moves_its_own_network_only(ready):
     adversary = Adversary(ready.task, seed=1)
     batch = ready.batch()
-    turn = Step(lambda value, weight: (value * weight).sum() / weight.sum(), 0.5, 0.5, print)
+    turn = Step(lambda value, weight: (value * weight).sum() / weight.sum(), 0, 0.5, 0.5, print)
     for stage in ready.task.stages():
         for player in stage.players:
             adversary.networks.zero_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -42,6 +43,8 @@ from aigc_ray.tasks.diagnosis.networks import (
 )
 
 MOST_GENERATED = 10_000  # images in one request
+SURE = 0.9  # how sure of an image's class the critic must be for a recogniser to learn from it
+LEARNS_FROM_GENERATED = 0.75  # share of the training after which generated images are good enough
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +64,10 @@ class Diagnosis(Task):
     recogniser_width: int = 32  # channels of ResNet-18's first stage; 64 in the paper
     penalty: float | None = None  # gamma of R1 and R2; None: the recipe for the size
     penalty_final: float = 0.1  # share of it that is left at the end
+    penalty_every: int = 4  # steps; the penalties take half of a step in which they are taken
     class_weight: float = 0.5  # of the critic's class head
     augmentation: float = 0.6  # strength at most; 0 switches it off
+    generated_share: float = 0.3  # of a second recogniser's rows, late in training; 0: no such
     flip: bool = False  # whether left and right may be exchanged
     adversary_rate: float = 2e-4
     recogniser_rate: float = 1e-3
@@ -83,8 +88,13 @@ class Diagnosis(Task):
         # channels lie last and the CPU has no AVX-512 (measured: glibc ends the process).
         if self.recogniser_width < 8:
             raise UserError(f"task.recogniser_width is at least 8; got {self.recogniser_width}")
-        if self.steps < 1:
-            raise UserError(f"task.steps is at least 1; got {self.steps}")
+        for key in ("steps", "penalty_every"):
+            if getattr(self, key) < 1:
+                raise UserError(f"task.{key} is at least 1; got {getattr(self, key)}")
+        if not 0 <= self.generated_share <= 0.5:
+            raise UserError(
+                f"task.generated_share lies between 0 and 0.5; got {self.generated_share}"
+            )
 
     # --- data -------------------------------------------------------------------------------
 
@@ -126,19 +136,24 @@ class Diagnosis(Task):
         else:
             generator = Generator(channels, size, classes, width=self.width, bf16=bf16)
             critic = Critic(channels, size, classes, width=self.width, bf16=bf16)
-        recogniser = ResNet18(channels, classes, width=self.recogniser_width, size=size)
-        return nn.ModuleDict({"generator": generator, "critic": critic, "recogniser": recogniser})
+        found = {"generator": generator, "critic": critic}
+        for name in ("recogniser", "beside") if self.generated_share else ("recogniser",):
+            found[name] = ResNet18(channels, classes, width=self.recogniser_width, size=size)
+        return nn.ModuleDict(found)
 
     def stages(self) -> tuple[Stage, ...]:
         adversary = Optimizer(self.adversary_rate, betas=(0.0, 0.95))
         recogniser = Optimizer(self.recogniser_rate, (0.9, 0.999), weight_decay=5e-4, final=0.01)
-        players = (
+        players = [
             Player("critic", self._critic_loss, adversary),
             Player("recogniser", self._recogniser_loss, recogniser),
             Player("generator", self._generator_loss, adversary),
-        )
+        ]
+        if self.generated_share:
+            late, start = LEARNS_FROM_GENERATED, "recogniser"
+            players.append(Player("beside", self._beside_loss, recogniser, late, start))
         watch = self._overfitting if self.augmentation > 0 else None
-        return (Stage("adversarial", self.steps, players, overfitting=watch),)
+        return (Stage("adversarial", self.steps, tuple(players), overfitting=watch),)
 
     def space(self) -> dict[str, tuple[Any, ...]]:
         searched: dict[str, tuple[Any, ...]] = {
@@ -178,6 +193,8 @@ class Diagnosis(Task):
         critic = networks["critic"]
         label, known = real.value["label"], real.known["label"]
         gamma = self.gamma * (1 - (1 - self.penalty_final) * step.progress)
+        # At some steps only, and as much more there (Karras et al. 2020, "lazy regularization").
+        gamma *= self.penalty_every * (step.number % self.penalty_every == 0)
         strength = min(step.strength, self.augmentation)
         logits, classes, penalties = [], [], []
         # Real and generated rows are changed apart and seen apart: two forwards cost no more than
@@ -222,12 +239,34 @@ class Diagnosis(Task):
     def _recogniser_loss(
         self, networks: Networks, real: Batch, fake: Draw | None, step: Step
     ) -> Tensor:
-        image = pad_crop(real.value["image"], real.row, flip=self.flip)
+        weight = real.weight * real.known["label"]
+        return self._recognition(networks["recogniser"], real.value["image"], real, weight, step)
+
+    def _beside_loss(
+        self, networks: Networks, real: Batch, fake: Draw | None, step: Step
+    ) -> Tensor:
+        """As the recogniser's, with a generated image in the place of some rows: where the critic
+        is sure that it shows the row's class. It counts half."""
+        assert fake is not None
+        label, known = real.value["label"], real.known["label"]
+        chosen = known & (noise.uniform(real.row, "generated", ()) < self.generated_share)
+        generated = fake.value["image"].float()
+        with torch.no_grad():
+            _, classes = networks["critic"](generated[chosen], label[chosen], known[chosen])
+            unsure = losses.recognition(classes, label[chosen]) > -math.log(SURE)
+        chosen[chosen.clone()] = ~unsure
+        image = torch.where(chosen[:, None, None, None], generated, real.value["image"])
+        weight = real.weight * known * (1 - 0.5 * chosen.float())
+        return self._recognition(networks["beside"], image, real, weight, step)
+
+    def _recognition(
+        self, network: nn.Module, image: Tensor, real: Batch, weight: Tensor, step: Step
+    ) -> Tensor:
+        image = pad_crop(image, real.row, flip=self.flip)
         image = image.contiguous(memory_format=torch.channels_last)
         with low_precision(self._bf16(image.device.type), image.device):
-            logits = networks["recogniser"](image)
-        loss = losses.recognition(logits, real.value["label"])
-        return step.mean(loss, real.weight * real.known["label"])
+            logits = network(image)
+        return step.mean(losses.recognition(logits, real.value["label"]), weight)
 
     def _overfitting(
         self, networks: Networks, real: Batch, held_back: Batch, fake: Draw, step: Step
@@ -259,6 +298,8 @@ class Diagnosis(Task):
             # Its class head looks at the image alone; the label is for the other output.
             seen = networks["critic"](image, batch.value["label"], batch.known["label"])
             found["critic"] = self._likely(seen[1])
+        if "beside" in networks:
+            found["beside"] = self._likely(networks["beside"](image))
         return found
 
     def _likely(self, logits: Tensor) -> Tensor:

@@ -1,0 +1,92 @@
+"""What the diagnosis networks learn from."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from aigc_ray import losses, noise
+from aigc_ray.adversary import Adversary
+from aigc_ray.errors import UserError
+from aigc_ray.schema import Field, Schema
+from aigc_ray.task import Batch, Step
+from aigc_ray.tasks.diagnosis import task as module
+from aigc_ray.tasks.diagnosis.task import Diagnosis
+
+SCHEMA = Schema(
+    (
+        Field(name="image", kind="image", parts=("generated", "input"), shape=(1, 28, 28)),
+        Field(name="label", kind="category", parts=("condition", "target"), values=("a", "b")),
+    )
+)
+TASK = Diagnosis(schema=SCHEMA, width=0.125, recogniser_width=8, precision="fp32")
+
+
+def rows(count: int) -> Batch:
+    image = torch.randn(count, 1, 28, 28, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    label = torch.arange(count) % 2
+    known = torch.ones(count, dtype=torch.bool)
+    return Batch(
+        {"image": image, "label": label},
+        {"image": known, "label": known},
+        torch.ones(count),
+        noise.keys(0, torch.arange(count)),
+    )
+
+
+def mean(value: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return (value * weight).sum() / weight.sum()
+
+
+def turn(number: int) -> Step:
+    return Step(mean, number, 0.0, 0.0, lambda name, value: None)
+
+
+def test_penalties_are_taken_at_some_steps_and_count_as_much_more_there():
+    networks, real = Adversary(TASK, seed=0).networks, rows(8)
+    draw = TASK.draw(networks, real)
+    every = Diagnosis(**{**vars(TASK), "penalty_every": 1})
+    none = Diagnosis(**{**vars(TASK), "penalty": 0.0})
+
+    def loss(task: Diagnosis, number: int) -> float:
+        return float(task._critic_loss(networks, real, draw, turn(number)).detach())
+
+    one, without, due, spared = loss(every, 0), loss(none, 0), loss(TASK, 8), loss(TASK, 9)
+    assert one > without and spared == pytest.approx(without)
+    assert due - without == pytest.approx(TASK.penalty_every * (one - without), rel=1e-4)
+
+
+@pytest.mark.parametrize("sure", [0.0, 1.0])
+def test_a_recogniser_learns_from_generated_images_of_whose_class_the_critic_is_sure(
+    sure, monkeypatch
+):
+    monkeypatch.setattr(module, "SURE", sure + 1e-9 if sure < 1 else sure)
+    networks, real = Adversary(TASK, seed=0).networks.eval(), rows(64)
+    draw = TASK.draw(networks, real)
+    chosen = noise.uniform(real.row, "generated", ()) < TASK.generated_share
+    assert 8 < int(chosen.sum()) < 32
+    found = TASK._beside_loss(networks, real, draw, turn(0))
+    image, weight = real.value["image"].clone(), torch.ones(64)
+    if sure < 1:  # all are let in
+        image[chosen], weight[chosen] = draw.value["image"][chosen], 0.5
+    logits = networks["beside"](module.pad_crop(image, real.row, flip=False))
+    wanted = mean(losses.recognition(logits, real.value["label"]), weight)
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"generated_share": 0.7}, "generated_share lies between 0 and 0.5"),
+        ({"penalty_every": 0}, "penalty_every is at least 1"),
+    ],
+)
+def test_settings_that_cannot_be(setting, said):
+    with pytest.raises(UserError, match=said):
+        Diagnosis(**setting)
+
+
+def test_without_a_share_of_generated_rows_there_is_no_second_recogniser():
+    task = Diagnosis(schema=SCHEMA, generated_share=0)
+    assert set(task.networks()) == {"generator", "critic", "recogniser"}
+    assert {player.network for player in task.stages()[0].players} == set(task.networks())
