@@ -7,7 +7,7 @@ data.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from aigc_ray import fidelity, intervals, judgement, recognition, rows
 from aigc_ray.judgement import Policy
 from aigc_ray.model import Model
-from aigc_ray.outliers import Outliers
+from aigc_ray.outliers import SPACES, Outliers
 from aigc_ray.splitter import halves, named
 from aigc_ray.worker import finite, split
 
@@ -59,7 +59,7 @@ def judge(
     moved = (model.task.perturb(batch) for batch in split(job, model.task, "val"))
     elsewhere, _, _ = fidelity.collected(model, moved, everything=True)
     right = known[field.name]
-    held_back = torch.from_numpy(prediction["features"])
+    held_back = [torch.from_numpy(prediction[name]) for name in SPACES if name in prediction]
     if not afresh:
         outliers = _outliers(model, job, held_back)
     elif outliers is not None:
@@ -91,8 +91,8 @@ def admit(model: Model, job: Job) -> None:
     rows = split(job, model.task, "val", half=True)
     prediction, value, known = fidelity.collected(model, rows, everything=True)
     right = known[field.name]
-    opinions = (prediction[name][right] for name in ("probability", "beside"))
-    gain = judgement.gained(*opinions, value[field.name][right])
+    alone, other = (prediction[name][right] for name in ("probability", "beside"))
+    gain = judgement.gained(alone, other, value[field.name][right])
     heard = gain is not None and gain["value"] > 0 and judgement.harmless(gain)
     if heard:
         for member in model.members:
@@ -106,16 +106,17 @@ def _voices(prediction: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str,
     return found | ({"critic": prediction["critic"][rows]} if "critic" in prediction else {})
 
 
-def _outliers(model: Model, job: Job, held_back: torch.Tensor) -> Outliers:
+def _outliers(model: Model, job: Job, held_back: Sequence[torch.Tensor]) -> Outliers:
     field = model.task.schema.judged
     assert field is not None
-    features, labels, count = [], [], 0
+    spaces: list[list[torch.Tensor]] = []
+    labels = []
     for batch in split(job, model.task, "train", KNOWN_ROWS):
-        features.append(model.recognise(batch)["features"])
+        seen = model.recognise(batch)
+        spaces.append([seen[name] for name in SPACES if name in seen])
         labels.append(batch.value[field.name])
-        count += len(batch.row)
     label = torch.cat(labels) if field.kind == "category" else None
-    return Outliers.fit(torch.cat(features), label, held_back)
+    return Outliers.fit([torch.cat(parts) for parts in zip(*spaces, strict=True)], label, held_back)
 
 
 def told(model: Model, job: Job, part: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from aigc_ray import config, manifest, noise, storage
 from aigc_ray.errors import UserError
 from aigc_ray.judgement import Judgement
-from aigc_ray.outliers import Outliers
+from aigc_ray.outliers import SPACES, Outliers
 from aigc_ray.schema import Schema
 from aigc_ray.task import Batch, Draw, Item, Networks, Record, Shortfall, Task, stack
 from aigc_ray.tasks import task_class
@@ -90,16 +90,15 @@ class Model:
         if self.judgement is not None and self.judgement.share:
             unheard -= {"critic"}
         every = [self.task.recognise(_without(member, unheard), batch) for member in self.members]
-        features = every[0].get("features")
-        names = every[0].keys() - {"features"}
+        spaces = {name: every[0][name] for name in SPACES if name in every[0]}
+        names = every[0].keys() - set(SPACES)
         together = {name: torch.stack([one[name] for one in every]) for name in names}
         mean = {name: value.mean(0) for name, value in together.items()}
         if self.judgement is not None:
             mean |= self._judged(self.judgement, mean)
-        if features is not None:
-            mean["features"] = features
-            if self.outliers is not None:
-                mean["outlier"] = self.outliers.score(features)
+        mean |= spaces
+        if self.outliers is not None:
+            mean["outlier"] = self.outliers.score([*spaces.values()])
         if len(every) > 1:
             mean |= {f"{name}_spread": value.std(0) for name, value in together.items()}
         return mean

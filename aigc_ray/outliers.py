@@ -2,19 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+SPACES = ("features", "look")  # parts of a prediction in which rows are compared
 BANK = 2000  # training rows that are kept
 NEIGHBOURS = 10
 SHRINK = 0.1  # how far the covariance is drawn towards its mean variance; rows are few
 
 
 class Outliers:
-    """How unlike the training rows a row is: its higher rank among held-back rows, 0 to 1.
+    """How unlike the training rows a row is: its highest rank among held-back rows, 0 to 1.
+
+    Rows are compared in one or more spaces: what a recogniser makes of them, and what they plainly
+    are. A recogniser that was never shown an X-ray film turned negative need not see that it is
+    one; by its coarse brightness it is as strange as can be.
+    """
+
+    def __init__(self, spaces: Sequence[Space]) -> None:
+        self.spaces = list(spaces)
+
+    @classmethod
+    def fit(
+        cls, train: Sequence[Tensor], label: Tensor | None, held_back: Sequence[Tensor]
+    ) -> Outliers:
+        """From training rows (N, D) and held-back rows (M, D) in each space.
+
+        Args:
+            label: (N,) classes of the training rows; None where they have none.
+        """
+        pairs = zip(train, held_back, strict=True)
+        return cls([Space.fit(known, label, unseen) for known, unseen in pairs])
+
+    def again(self, held_back: Sequence[Tensor]) -> Outliers:
+        """The same training rows, ranked among other held-back rows (M, D)."""
+        pairs = zip(self.spaces, held_back, strict=True)
+        return Outliers([space.again(rows) for space, rows in pairs])
+
+    def score(self, rows: Sequence[Tensor]) -> Tensor:
+        """(B,) from 0, as usual as any held-back row, to 1, stranger than all of them."""
+        pairs = zip(self.spaces, rows, strict=True)
+        return torch.stack([space.score(one) for space, one in pairs]).amax(0)
+
+    def state(self) -> dict[str, Tensor]:
+        return {
+            f"{number}.{name}": getattr(space, name).contiguous()
+            for number, space in enumerate(self.spaces)
+            for name in NAMES
+        }
+
+    @classmethod
+    def load(cls, tensors: Mapping[str, Tensor]) -> Outliers:
+        count = len(tensors) // len(NAMES)
+        return cls([Space(*(tensors[f"{n}.{name}"] for name in NAMES)) for n in range(count)])
+
+
+class Space:
+    """One space of features, and where training and held-back rows lie in it.
 
     Two distances are ranked: Mahalanobis's from the nearest class mean (Lee et al. 2018), and the
     cosine distance from the tenth nearest of the training rows (Sun et al. 2022). The one knows
@@ -36,12 +83,7 @@ class Outliers:
         self.far, self.apart = far, apart
 
     @classmethod
-    def fit(cls, train: Tensor, label: Tensor | None, held_back: Tensor, seed: int = 0) -> Outliers:
-        """From features (N, D) of training rows and (M, D) of held-back rows.
-
-        Args:
-            label: (N,) classes of the training rows; None where they have none.
-        """
+    def fit(cls, train: Tensor, label: Tensor | None, held_back: Tensor, seed: int = 0) -> Space:
         train, held_back = train.double(), held_back.double()
         groups = [train] if label is None else [train[label == k] for k in torch.unique(label)]
         centres = torch.stack([group.mean(0) for group in groups])
@@ -59,12 +101,9 @@ class Outliers:
         plain.far, plain.apart = far.sort().values, apart.sort().values
         return plain
 
-    def again(self, held_back: Tensor) -> Outliers:
-        """The same training rows, ranked among other held-back rows (M, D)."""
+    def again(self, held_back: Tensor) -> Space:
         far, apart = self.distances(held_back)
-        return Outliers(
-            self.centres, self.whiten, self.bank, far.sort().values, apart.sort().values
-        )
+        return Space(self.centres, self.whiten, self.bank, far.sort().values, apart.sort().values)
 
     def distances(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) each: from the nearest class mean, and from the training rows nearby."""
@@ -74,20 +113,12 @@ class Outliers:
         return white.square().sum(2).min(1).values.sqrt(), 1 - nearest
 
     def score(self, features: Tensor) -> Tensor:
-        """(B,) from 0, as usual as any held-back row, to 1, stranger than all of them."""
         far, apart = self.distances(features)
         ranks = [
             torch.searchsorted(known, value) / len(known)
             for known, value in ((self.far, far), (self.apart, apart))
         ]
         return torch.maximum(*ranks)
-
-    def state(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name).contiguous() for name in NAMES}
-
-    @classmethod
-    def load(cls, tensors: Mapping[str, Tensor]) -> Outliers:
-        return cls(*(tensors[name] for name in NAMES))
 
 
 NAMES = ("centres", "whiten", "bank", "far", "apart")

@@ -195,7 +195,8 @@ class Task(ABC):
         Where a target is a category or labels, `probability` (B, K) is the recogniser's opinion and
         `critic` (B, K) the critic's and `beside` (B, K) the other recogniser's, if the networks
         hold them; a `Judgement` weighs them and calibrates. `features` (B, D) are the space in
-        which rows are compared, of the first member only.
+        which rows are compared, of the first member only; `look` (B, P), where there is one, is
+        a plain one, by which rows of another kind are told whatever the recogniser sees in them.
         """
 
     @abstractmethod

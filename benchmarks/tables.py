@@ -58,7 +58,7 @@ def quickstart() -> str:
     rows.append(("peak memory", f"{metrics['peak_memory_gib']:.1f} GiB"))
     for name, value in metrics["test"].items():
         rows.append((f"test {name}", f"{value:.3f}"))
-    return _rows("quickstart, one seed | ", rows) + f"\n\n{_machine(found)}, {found['date'][:10]}."
+    return _rows("quickstart, one seed | ", rows) + _when("quickstart")
 
 
 def train_speed(name: str = "train_speed") -> str:
@@ -70,15 +70,22 @@ def train_speed(name: str = "train_speed") -> str:
         ("ratio, pair by pair", _spread(metrics["ratio_vs_torchrun"], 3)),
         ("median of the ratios", f"{metrics['ratio_vs_torchrun']['median']:.3f}"),
     ]
-    return _rows("training, two workers | ", rows) + f"\n\n{_machine(found)}, {found['date'][:10]}."
+    return _rows("training, two workers | ", rows) + _when(name)
 
 
 def step_speed() -> str:
     """The ladder on a CPU that multiplies in bfloat16 and on one that does not."""
     fast, slow = (results(name)["metrics"]["steps"] for name in ("train_speed_bf16", "train_speed"))
     rows = [
-        (name, *(f"{of[name][key]:{form}}" for of in (fast, slow) for key, form in COLUMNS))
-        for name in fast
+        (
+            name,
+            *(
+                f"{of[name][key]:{form}}" if name in of else "–"
+                for of in (fast, slow)
+                for key, form in COLUMNS
+            ),
+        )
+        for name in {**slow, **fast}
     ]
     head = "step of one worker, each line with those above | AVX-512 bf16, ms | speed-up"
     return _rows(f"{head} | AVX2, ms | speed-up", rows)
@@ -103,12 +110,52 @@ def _plain(name: str, value: Any) -> str:
     return f"{value:.2f}"
 
 
+def recognised() -> str:
+    """What is recognised, on the test split: all of it, without the adversarial part, and a peer."""
+    arms = {"aigc": "aigc_ray", "without_gan": "without the GAN", "resnet18": "plain ResNet-18"}
+    rows = [
+        (f"{name}, {figure}", *(_known(every[arm], figure) for arm in arms))
+        for name, every in _sets().items()
+        for figure in every["aigc"]
+        if any(figure in every[arm] for arm in ("without_gan", "resnet18"))
+    ]
+    return _rows(" | ".join(["test split", *arms.values()]), rows) + _when("diagnosis")
+
+
+def generated() -> str:
+    """What is generated, beside a sampler of Gaussians and the founding text's loss."""
+    arms = {"aigc": "aigc_ray", "gaussian": "Gaussian a class", "classic": "loss=classic"}
+    rows = [
+        (f"{name}, {figure}", *(_known(every.get(arm, {}), figure) for arm in arms))
+        for name, every in _sets().items()
+        for figure in every["aigc"]
+        if figure not in every["without_gan"]
+    ]
+    return _rows(" | ".join(["test split", *arms.values()]), rows) + _when("diagnosis")
+
+
+def _sets() -> dict[str, Any]:
+    metrics = results("diagnosis")["metrics"]
+    return {name: every for name, every in metrics.items() if isinstance(every, dict)}
+
+
+def _known(of: dict[str, Any], figure: str) -> str:
+    return _spread(of[figure], 3) if figure in of else "–"
+
+
+def _when(name: str) -> str:
+    found = results(name)
+    return f"\n\n{_machine(found)}, {found['date'][:10]}."
+
+
 COLUMNS = (("ms", ".0f"), ("speedup", ".2f"))
 TABLES = {
     "quickstart": quickstart,
     "train_speed": train_speed,
     "step_speed": step_speed,
     "ingest_speed": ingest_speed,
+    "recognised": recognised,
+    "generated": generated,
 }
 
 if __name__ == "__main__":

@@ -174,24 +174,34 @@ def clouds(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_rows_beside_the_clouds_are_stranger_than_any_within():
     train, label = clouds(600, 0)
-    made = Outliers.fit(train, label, clouds(400, 1)[0])
-    usual = made.score(clouds(400, 2)[0])
+    made = Outliers.fit([train], label, [clouds(400, 1)[0]])
+    usual = made.score([clouds(400, 2)[0]])
     assert usual.mean() < 0.75 and (usual > 0.99).float().mean() < 0.04
     beside = clouds(100, 3)[0]
     beside[:, 7] += 12  # along an axis on which rows hardly differ
     between = torch.zeros(1, 8)
     between[0, 1] = 5  # the mean of all rows lies in neither cloud
-    assert made.score(beside).mean() > 0.85
-    blind = Outliers.fit(train, None, clouds(400, 1)[0])
-    assert made.score(between)[0] > blind.score(between)[0]
+    assert made.score([beside]).mean() > 0.85
+    blind = Outliers.fit([train], None, [clouds(400, 1)[0]])
+    assert made.score([between])[0] > blind.score([between])[0]
 
 
 def test_other_held_back_rows_give_other_ranks_and_what_is_stored_is_what_is_read():
     train, label = clouds(300, 0)
-    made = Outliers.fit(train, label, clouds(200, 1)[0])
-    far = clouds(200, 2)[0] + 3
+    made = Outliers.fit([train, train[:, :2]], label, [clouds(200, 1)[0], clouds(200, 1)[0][:, :2]])
+    far = [rows := clouds(200, 2)[0] + 3, rows[:, :2]]
     assert made.score(far).mean() > 0.9
-    assert made.again(far).score(far).mean() < 0.75
+    assert made.again(far).score(far).mean() < 0.85
     state = made.state()
-    assert set(state) == set(NAMES)
+    assert set(state) == {f"{n}.{name}" for n in (0, 1) for name in NAMES}
     assert torch.equal(Outliers.load(state).score(far), made.score(far))
+
+
+def test_a_row_that_is_strange_in_one_space_is_strange():
+    train, label = clouds(600, 0)
+    spaces = [train, train[:, :2]]
+    held_back = clouds(400, 1)[0]
+    made = Outliers.fit(spaces, label, [held_back, held_back[:, :2]])
+    usual = clouds(100, 2)[0]
+    assert made.score([usual, usual[:, :2]]).mean() < 0.85
+    assert made.score([usual, usual[:, :2] + 40]).min() > 0.99

@@ -19,7 +19,9 @@ SCHEMA = Schema(
         Field(name="label", kind="category", parts=("condition", "target"), values=("a", "b")),
     )
 )
-TASK = Diagnosis(schema=SCHEMA, width=0.125, recogniser_width=8, precision="fp32")
+TASK = Diagnosis(
+    schema=SCHEMA, width=0.125, recogniser_width=8, recogniser_augmentation=0, precision="fp32"
+)
 
 
 def rows(count: int) -> Batch:
