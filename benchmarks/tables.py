@@ -111,7 +111,7 @@ def _plain(name: str, value: Any) -> str:
 
 
 def recognised() -> str:
-    """What is recognised, on the test split: all of it, without the adversarial part, and a peer."""
+    """What is recognised: by all of it, without the adversarial part, and by a peer."""
     arms = {"aigc": "aigc_ray", "without_gan": "without the GAN", "resnet18": "plain ResNet-18"}
     rows = [
         (f"{name}, {figure}", *(_known(every[arm], figure) for arm in arms))

@@ -69,7 +69,7 @@ class Diagnosis(Task):
     penalty_every: int = 4  # steps; the penalties take half of a step in which they are taken
     class_weight: float = 0.5  # of the critic's class head
     augmentation: float = 0.6  # of the critic's images, strength at most; 0 switches it off
-    recogniser_augmentation: float = 0.5  # strength, beside small shifts
+    recogniser_augmentation: float = 0.5  # of its own images, beside small shifts
     generated_share: float = 0.3  # of a second recogniser's rows, late in training; 0: no such
     flip: bool = False  # whether left and right may be exchanged
     adversary_rate: float | None = None  # None: the recipe for the size
