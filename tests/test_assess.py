@@ -75,10 +75,10 @@ def test_whoever_learned_from_generated_rows_answers_where_that_does_no_harm(
 ):
     data = department[1]
     job = {"data": data, "description": load_manifest(data)}
-    for member in model.members:  # whichever it was, one of the two has learned nothing
+    for member in model.members:  # one of the two knows nothing any more
         worse = member["beside" if better == "recogniser" else "recogniser"]
-        for parameter in worse.parameters():
-            torch.nn.init.normal_(parameter, std=0.1)
+        for parameter in worse.head.parameters():
+            torch.nn.init.zeros_(parameter)
     skilled = model.members[0][better]
     assess.admit(model, job)
     found = model.info["generated_rows"]
