@@ -11,7 +11,7 @@ test: .venv/done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile  # half of their time they wait for processes
 
 # Minutes of real data: a trained model must beat what a trivial one reaches.
 check-real: .venv/done

@@ -13,7 +13,6 @@ TINY = {
     "batch_size": 16,
     "width": 0.125,
     "recogniser_width": 8,
-    "adversary_rate": 5e-5,  # rounding grows with it, and two workers are compared with one
     "precision": "fp32",
     "validate_every": 25,
     "transfer_steps": 2,
