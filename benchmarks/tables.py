@@ -85,7 +85,7 @@ def step_speed() -> str:
                 for key, form in COLUMNS
             ),
         )
-        for name in {**slow, **fast}
+        for name in [*(name for name in slow if name not in fast), *fast]
     ]
     head = "step of one worker, each line with those above | AVX-512 bf16, ms | speed-up"
     return _rows(f"{head} | AVX2, ms | speed-up", rows)
