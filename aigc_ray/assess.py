@@ -88,6 +88,7 @@ def admit(model: Model, job: Job) -> None:
     field = model.task.schema.judged
     if field is None or "beside" not in model.members[0]:
         return
+    model.judgement = None  # it is fitted to whoever is heard
     rows = split(job, model.task, "val", half=True)
     prediction, value, known = fidelity.collected(model, rows, everything=True)
     right = known[field.name]

@@ -75,7 +75,8 @@ def test_whoever_learned_from_generated_rows_answers_where_that_does_no_harm(
 ):
     data = department[1]
     job = {"data": data, "description": load_manifest(data)}
-    for member in model.members:  # one of the two knows nothing any more
+    for member in model.members:  # both know the same, and then one of them nothing any more
+        member["beside"].load_state_dict(member["recogniser"].state_dict())
         worse = member["beside" if better == "recogniser" else "recogniser"]
         for parameter in worse.head.parameters():
             torch.nn.init.zeros_(parameter)
