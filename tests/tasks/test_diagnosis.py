@@ -76,6 +76,27 @@ def test_a_recogniser_learns_from_generated_images_of_whose_class_the_critic_is_
     torch.testing.assert_close(found, wanted)
 
 
+def test_the_recogniser_learns_from_images_of_another_exposure():
+    networks, real = Adversary(TASK, seed=0).networks.eval(), rows(64)
+    plain, changed = (
+        Diagnosis(**{**vars(TASK), "recogniser_augmentation": strength}) for strength in (0.0, 1.0)
+    )
+    image = module.pad_crop(real.value["image"], real.row, flip=False)
+    other = module.augment(image, real.row, 1.0, flip=False, stream="recognised")
+    for task, seen in ((plain, image), (changed, other)):
+        found = task._recogniser_loss(networks, real, None, turn(0))
+        wanted = losses.recognition(networks["recogniser"](seen), real.value["label"]).mean()
+        torch.testing.assert_close(found, wanted)
+
+
+def test_a_coarse_look_tells_a_negative_from_its_film():
+    networks, real = Adversary(TASK, seed=0).networks.eval(), rows(4)
+    look = TASK.recognise(networks, real)["look"]
+    negative = real._replace(value=real.value | {"image": -real.value["image"]})
+    assert look.shape == (4, module.COARSE**2)
+    torch.testing.assert_close(TASK.recognise(networks, negative)["look"], -look)
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
