@@ -7,8 +7,8 @@ the same run) and `resnet18`, our own ResNet-18 of the same width and number of 
 recipe (Adam 1e-3, a tenth at half and three quarters, no augmentation, the epoch with the best
 validation AUC; Yang et al. 2023). Generated rows are compared with those of a Gaussian for each
 class in the space of its principal components. Everything is chosen on validation rows; the test
-split is looked at by the last line of each arm. What is done is kept in FOLDER, and the same
-command goes on from there.
+split is looked at by the last line of each arm. Hours pass before all seeds are done, so each run
+is kept in the result file, and the same command goes on from there (`--afresh` forgets them).
 """
 
 from __future__ import annotations
@@ -49,50 +49,72 @@ BEFORE = ("nll_uncalibrated", "brier", "brier_uncalibrated", "answered", "answer
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="keeps data, models and what is done")
+    parser.add_argument("folder", type=Path, help="for data and models")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, help="instead of each set's own")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--classic", type=int, default=1, help="seeds of loss=classic")
+    parser.add_argument("--afresh", action="store_true", help="forget the runs that are done")
     parser.add_argument("--try", dest="only_try", action="store_true", help="print, keep nothing")
     options = parser.parse_args()
     os.environ["AIGC_HOME"] = str(options.folder.absolute() / "home")
-    found: dict[str, Any] = {}
+    done = Runs(keep=not options.only_try)
+    if not (options.afresh or options.only_try):
+        done.read()
+    jobs: dict[str, dict[str, Any]] = {}
     for name in options.sets:
         data = str(options.folder / name)
         ingest(Diagnosis(), str(catalogue.fetch(name)), data, parallel=0)
-        job: dict[str, Any] = {"data": data, "description": load_manifest(data)}
-        images = job["description"]["splits"]["train"]["rows"]
-        steps = (options.epochs or EPOCHS[name]) * images // BATCH
-        arms: dict[str, list[dict[str, Any]]] = {}
-        for seed in range(options.seeds):
-            for arm in (adversarial, plain):
-                for key, figures in _once(options.folder, name, arm, job, steps, seed).items():
-                    arms.setdefault(key, []).append(figures)
-        for seed in range(options.classic):
-            for key, figures in _once(options.folder, name, classic, job, steps, seed).items():
-                arms.setdefault(key, []).append(figures)
-        found[name] = {key: _summary(every) for key, every in arms.items()}
-        found[name]["paired"] = _paired(arms)
-        found[name]["steps"] = steps
-    print(json.dumps(found, indent=2))
-    if not options.only_try:
-        command = "python -m benchmarks.diagnosis FOLDER"
-        record.save("diagnosis", found, seeds=list(range(options.seeds)), command=command)
+        jobs[name] = {"data": data, "description": load_manifest(data)}
+    plan: list[tuple[Any, int]] = [
+        *((arm, seed) for seed in range(options.seeds) for arm in (adversarial, plain)),
+        *((classic, seed) for seed in range(options.classic)),
+    ]
+    for arm, seed in plan:
+        for name, job in jobs.items():
+            images = job["description"]["splits"]["train"]["rows"]
+            steps = (options.epochs or EPOCHS[name]) * images // BATCH
+            if (name, arm.__name__, seed) not in done:
+                done.add(name, arm.__name__, seed, steps, arm(name, job, steps, seed))
 
 
-def _once(
-    folder: Path, name: str, arm: Any, job: Mapping[str, Any], steps: int, seed: int
-) -> dict[str, dict[str, Any]]:
-    """An arm's figures, kept in a file: what was measured is not measured again."""
-    path = folder / "done" / f"{name}-{arm.__name__}-{steps}-{seed}.json"
-    if not path.exists():
-        figures = arm(name, job, steps, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(figures))
-        print(f"{path.name}: {json.dumps(figures)}", file=sys.stderr, flush=True)
-    kept: dict[str, dict[str, Any]] = json.loads(path.read_text())
-    return kept
+class Runs:
+    """What is measured, run by run: the result file holds them beside their summary."""
+
+    def __init__(self, *, keep: bool) -> None:
+        self.keep, self.every = keep, list[dict[str, Any]]()
+
+    def read(self) -> None:
+        path = record.RESULTS / "diagnosis.json"
+        if path.exists():
+            self.every = json.loads(path.read_text())["metrics"]["runs"]
+
+    def __contains__(self, run: tuple[str, str, int]) -> bool:
+        return any((one["set"], one["arm"], one["seed"]) == run for one in self.every)
+
+    def add(
+        self, name: str, arm: str, seed: int, steps: int, found: Mapping[str, dict[str, Any]]
+    ) -> None:
+        about = {"set": name, "arm": arm, "seed": seed, "steps": steps, "commit": record.commit()}
+        self.every.append({**about, "figures": found})
+        print(json.dumps(self.every[-1]), file=sys.stderr, flush=True)
+        if self.keep:
+            seeds = sorted({one["seed"] for one in self.every})
+            command = "python -m benchmarks.diagnosis FOLDER"
+            record.save("diagnosis", self.summary(), seeds=seeds, command=command)
+
+    def summary(self) -> dict[str, Any]:
+        """Mean and standard deviation over the seeds, and the differences seed by seed."""
+        found: dict[str, Any] = {}
+        for name in sorted({one["set"] for one in self.every}):
+            arms: dict[str, dict[int, dict[str, float]]] = {}
+            for one in self.every:
+                for key, figures in one["figures"].items() if one["set"] == name else ():
+                    arms.setdefault(key, {})[one["seed"]] = figures
+            found[name] = {key: _summary(list(every.values())) for key, every in arms.items()}
+            found[name]["paired"] = _paired(arms)
+            found[name]["steps"] = next(one["steps"] for one in self.every if one["set"] == name)
+        return found | {"runs": self.every}
 
 
 # --- the arms ---------------------------------------------------------------------------------
@@ -253,14 +275,15 @@ def _spread(values: list[float]) -> dict[str, float]:
     return {"mean": round(statistics.mean(values), 4), "sd": round(sd, 4), "n": len(values)}
 
 
-def _paired(arms: Mapping[str, list[dict[str, float]]]) -> dict[str, Any]:
+def _paired(arms: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, Any]:
     """Ours minus another arm's, seed by seed, with the p-value of a paired t-test."""
     from scipy.stats import ttest_rel
 
-    found = {}
+    found: dict[str, Any] = {}
     for other in ("without_gan", "resnet18"):
-        for key in ("auc", "acc"):
-            ours, theirs = ([one[key] for one in arms[arm]] for arm in ("aigc", other))
+        seeds = sorted(set(arms.get("aigc", ())) & set(arms.get(other, ())))
+        for key in ("auc", "acc", "nll", "aurc") if seeds else ():
+            ours, theirs = ([arms[arm][seed][key] for seed in seeds] for arm in ("aigc", other))
             gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
             p = float(ttest_rel(ours, theirs).pvalue) if len(gaps) > 1 and any(gaps) else None
             found[f"{key}_over_{other}"] = {**_spread(gaps), "p": p}
