@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -233,10 +232,15 @@ class Adversary:
         }
         return tensors, plain
 
-    def start_from(self, averaged: Mapping[str, Tensor]) -> None:
-        """Begin with a model's weights, to fine-tune it."""
-        self.networks.load_state_dict(averaged)
-        self.average.load_state_dict(averaged)
+    def start_from(self, member: Networks) -> None:
+        """Begin with a model's weights, to fine-tune it; networks that it lacks stay fresh.
+
+        Raises:
+            RuntimeError: a network has another form than here.
+        """
+        for name in self.networks.keys() & member.keys():
+            for networks in (self.networks, self.average):
+                networks[name].load_state_dict(member[name].state_dict())
 
     def averaged(self) -> dict[str, Tensor]:
         """The averaged weights, which serving reads."""

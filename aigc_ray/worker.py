@@ -52,9 +52,7 @@ def work(job: dict[str, Any], report: Report | None = None) -> None:
     if taken is not None:
         best, extra = taken
     elif training.init:
-        adversary.start_from(
-            models.Model.open(registry.fetch(training.init)).members[0].state_dict()
-        )
+        _fine_tune(adversary, training.init)
     if report is None and training.num_workers:
         import ray.train
 
@@ -71,6 +69,21 @@ def work(job: dict[str, Any], report: Report | None = None) -> None:
             look = _batch(task, training.seed + 1, next(looks), device)
         figures = adversary.step(real, look)
         recorder.after(figures)
+
+
+def _fine_tune(adversary: Adversary, start: str) -> None:
+    model = models.Model.open(registry.fetch(start))
+    (member, *_) = model.members
+    if (model.info.get("generated_rows") or {}).get("heard"):
+        # Its recogniser learned from generated rows too; the one of real rows stays that here.
+        member["recogniser"] = member["beside"]
+    try:
+        adversary.start_from(member)
+    except RuntimeError as error:
+        raise UserError(
+            f"init={start}: its networks have another form than these settings ask for; leave out "
+            f"what changes them, as task.width does ({str(error).splitlines()[0]})"
+        ) from None
 
 
 def _place(gpu: bool) -> tuple[rows.Share, str]:

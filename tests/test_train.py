@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -20,7 +22,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from aigc_ray import assess, checkpoint, fidelity, registry, runs, storage
+from aigc_ray import assess, checkpoint, fidelity, registry, runs, storage, worker
 from aigc_ray.adversary import Adversary
 from aigc_ray.errors import UserError
 from aigc_ray.ingest import ingest
@@ -123,6 +125,25 @@ def test_fine_tuning_starts_from_the_model(alone, data, monkeypatch):
     tuned = weights(train("diagnosis", data, few))
     near = [name for name in tuned if name.startswith(("0.generator", "0.critic"))]
     assert all(torch.allclose(tuned[name], alone["weights"][name], atol=1e-6) for name in near)
+
+
+def test_fine_tuning_takes_the_recogniser_of_real_rows_and_refuses_another_form(
+    alone, data, monkeypatch
+):
+    monkeypatch.setenv("AIGC_HOME", str(Path(alone["uri"]).parents[1]))
+    model = Model.open(registry.fetch(alone["model"]))
+    model.info["generated_rows"] = {"heard": True, "gain": None}
+    other = {key: value + 1 for key, value in model.members[0]["recogniser"].state_dict().items()}
+    (member,) = model.members
+    member["beside"] = copy.deepcopy(member["recogniser"])
+    member["beside"].load_state_dict(other)
+    monkeypatch.setattr(worker.models.Model, "open", lambda folder: model)
+    adversary = Adversary(model.task, seed=1)
+    worker._fine_tune(adversary, alone["model"])
+    assert same(dict(adversary.average["recogniser"].state_dict()), other)
+    wider = Adversary(replace(model.task, width=1.0), seed=1)
+    with pytest.raises(UserError, match=r"another form.* task\.width"):
+        worker._fine_tune(wider, alone["model"])
 
 
 def test_several_labels_in_colour_go_the_whole_way(tmp_path):
