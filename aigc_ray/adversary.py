@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -231,6 +232,15 @@ class Adversary:
             "pool": len(self.pool),
         }
         return tensors, plain
+
+    def prepare(self, rows: Iterator[Batch]) -> None:
+        """Let the task look at training rows before the first step; all workers start alike."""
+        with torch.no_grad():
+            self.task.prepare(self.networks, rows)
+            if _world() > 1:
+                for parameter in self.networks.parameters():
+                    dist.broadcast(parameter.data, 0)
+        self.average.load_state_dict(self.networks.state_dict())
 
     def start_from(self, member: Networks) -> None:
         """Begin with a model's weights, to fine-tune it; networks that it lacks stay fresh.

@@ -172,6 +172,13 @@ class Task(ABC):
     @abstractmethod
     def stages(self) -> tuple[Stage, ...]: ...
 
+    def prepare(self, networks: Networks, rows: Iterator[Batch]) -> None:  # noqa: B027
+        """Give networks what plain statistics of training rows say, before the first step.
+
+        `rows` come in the order of the training and end after one epoch; take no more than are
+        needed.
+        """
+
     def space(self) -> dict[str, tuple[Any, ...]]:
         """What a sweep searches where it is not told: setting -> ("log" or "linear", low, high) or
         ("choice", value, ...)."""

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
@@ -53,12 +54,14 @@ def work(job: dict[str, Any], report: Report | None = None) -> None:
         best, extra = taken
     elif training.init:
         _fine_tune(adversary, training.init)
+    feed = _feed(job, training, "train")
+    if taken is None and not training.init:
+        adversary.prepare(_epoch(job, training, feed, device))
     if report is None and training.num_workers:
         import ray.train
 
         report = ray.train.report
     recorder = _Recorder(job, training, adversary, best, extra, share, report)
-    feed = _feed(job, training, "train")
     held_back = _feed(job, training, "val")
     batches = feed.batches(adversary.step_number, share)
     looks = held_back.batches(-(-adversary.step_number // HELD_BACK_EVERY), share)
@@ -102,6 +105,15 @@ def _place(gpu: bool) -> tuple[rows.Share, str]:
 def _batch(task: Task, seed: int, taken: tuple[np.ndarray, rows.Rows], device: str) -> Batch:
     number, columns = taken
     return task.encode(columns, noise.keys(seed, torch.from_numpy(number))).to(device)
+
+
+def _epoch(
+    job: dict[str, Any], training: Training, feed: rows.Feed, device: str
+) -> Iterator[Batch]:
+    """The training rows in their order, once, whole batches on every worker."""
+    count = job["description"]["splits"]["train"]["rows"] // training.batch_size
+    for taken in islice(feed.batches(0, rows.Share()), count):
+        yield _batch(training.task, training.seed, taken, device)
 
 
 def _feed(job: dict[str, Any], training: Training, split: str) -> rows.Feed:

@@ -175,7 +175,7 @@ def test_a_search_is_written_as_a_range_a_choice_or_a_value(training):
     wanted = {"augmentation": "0...5", "batch_size": "8,16", "penalty": 0.25, "flip": "true"}
     trials, space = tried(training, wanted, given=["width", "recogniser_rate"])
     assert space == {
-        "task.adversary_rate": ("log", 1e-3 / 5, 2e-3),
+        "task.adversary_rate": ("log", 3e-3 / 5, 6e-3),
         "task.augmentation": ("linear", 0.0, 0.5),
         "batch_size": ("choice", 8, 16),
     }

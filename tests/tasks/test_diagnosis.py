@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -56,6 +58,47 @@ def test_penalties_are_taken_at_some_steps_and_count_as_much_more_there():
     one, without, due, spared = loss(every, 0), loss(none, 0), loss(TASK, 8), loss(TASK, 9)
     assert one > without and spared == pytest.approx(without)
     assert due - without == pytest.approx(TASK.penalty_every * (one - without), rel=1e-4)
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 64)])
+def test_the_generator_starts_as_a_gaussian_of_each_class(channels, size):
+    """Two classes that vary along an axis each: the first draws have their means and spreads."""
+    random = torch.Generator().manual_seed(0)
+    label = torch.arange(400) % 2
+    smooth = torch.nn.functional.interpolate(
+        torch.randn(4, channels, 4, 4, generator=random), size, mode="bilinear"
+    )
+    score = torch.randn(400, 1, 1, 1, generator=random)
+    image = torch.tanh(0.5 * smooth[label] + 0.2 * score * smooth[2 + label])
+    known = torch.ones(400, dtype=torch.bool)
+    real = Batch(
+        {"image": image, "label": label},
+        {"image": known, "label": known},
+        torch.ones(400),
+        noise.keys(0, torch.arange(400)),
+    )
+    fields = (replace(SCHEMA["image"], shape=(channels, size, size)), SCHEMA["label"])
+    task = replace(TASK, schema=Schema(fields))
+    adversary = Adversary(task, seed=0)
+    adversary.prepare(iter([real]))
+    for networks in (adversary.networks, adversary.average):
+        made = task.draw(networks, real).value["image"].detach()
+        for k in (0, 1):
+            ours, theirs = made[label == k], image[label == k]
+            assert (ours.mean(0) - theirs.mean(0)).abs().max() < 0.1
+            assert ours.std(0).mean() == pytest.approx(float(theirs.std(0).mean()), rel=0.15)
+    unknown = real._replace(known={**real.known, "label": ~known})
+    made = task.draw(adversary.networks, unknown).value["image"].detach()
+    assert (made.mean(0) - image.mean(0)).abs().max() < 0.15
+
+
+def test_a_class_of_one_image_starts_from_all_images():
+    components = module.Generator(1, 28, 3, width=0.125).components
+    real = rows(8)
+    label = torch.tensor([0, 0, 0, 0, 1, 1, 1, 2])
+    components.fit(real.value["image"], label, torch.ones(8, dtype=torch.bool))
+    assert torch.equal(components.axes[2], components.axes[3])
+    assert not torch.equal(components.axes[1], components.axes[3])
 
 
 @pytest.mark.parametrize("sure", [0.0, 1.0])

@@ -7,6 +7,8 @@ from its own key. No turn and, unless asked for, no flip: in a chest film the si
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -61,3 +63,20 @@ def pad_crop(image: Tensor, row: Tensor, *, flip: bool) -> Tensor:
     draws = 2 * noise.uniform(row, "recogniser", (3,)) - 1
     mirror = draws[:, 2] if flip else torch.ones_like(draws[:, 2])
     return _move(image, 0.1 * draws[:, :2], mirror)
+
+
+def retaken(image: Tensor, row: Tensor) -> Tensor:
+    """(B, C, S, S) as other devices and hands might have taken the images: turned by up to 10
+    degrees, 15 % nearer or farther, on a film that is steeper or flatter (a gamma of .6 to 1.6).
+
+    No recogniser here is trained on these, so they show how sure it is of what is new to it.
+    """
+    draws = 2 * noise.uniform(row, "retaken", (3,)) - 1
+    angle, scale = draws[:, 0] * math.radians(10), torch.exp(0.15 * draws[:, 1])
+    cosine, sine = scale * angle.cos(), scale * angle.sin()
+    zero = torch.zeros_like(angle)
+    matrix = torch.stack([cosine, -sine, zero, sine, cosine, zero], 1).view(-1, 2, 3)
+    grid = F.affine_grid(matrix, list(image.shape), align_corners=False)
+    image = F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+    gamma = torch.exp(0.5 * draws[:, 2])[:, None, None, None]
+    return 2 * ((image + 1) / 2).clamp(1e-6, 1) ** gamma - 1
