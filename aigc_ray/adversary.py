@@ -234,9 +234,10 @@ class Adversary:
         return tensors, plain
 
     def prepare(self, rows: Iterator[Batch]) -> None:
-        """Let the task look at training rows before the first step; all workers start alike."""
+        """Let the task look at training rows before the first step: one worker, for all of them."""
         with torch.no_grad():
-            self.task.prepare(self.networks, rows)
+            if _world() == 1 or dist.get_rank() == 0:
+                self.task.prepare(self.networks, rows)
             if _world() > 1:
                 for parameter in self.networks.parameters():
                     dist.broadcast(parameter.data, 0)

@@ -44,7 +44,8 @@ class Components(nn.Module):
     times the noise, at no more than 48 pixels a side. Nothing, until it is fitted.
 
     A generator that starts from them is a Gaussian sampler of each class, which has the variety of
-    the real images; what is not Gaussian is left to its other layers and to the critic.
+    the real images; what is not Gaussian is left to its other layers and to the critic. With no
+    classes, as where an image has several labels, one sampler serves all.
     """
 
     UNIT = 0.05  # of the weights: one step of the optimiser moves them by so much less
@@ -70,16 +71,17 @@ class Components(nn.Module):
         return image
 
     def _chosen(self, label: Tensor, known: Tensor) -> Tensor:
-        """(B, K + 1) of zeros and a one; where there are several labels, always the last."""
+        """(B, K + 1) of zeros and a one."""
         last = torch.full_like(known, len(self.mean) - 1, dtype=torch.int64)
-        if label.dtype == torch.int64:
-            last = torch.where(known, label, last)
-        return F.one_hot(last, len(self.mean))
+        chosen = torch.where(known, label, last) if len(self.mean) > 1 else last
+        return F.one_hot(chosen, len(self.mean))
 
     @torch.no_grad()
     def fit(self, image: Tensor, label: Tensor, known: Tensor) -> None:
         """To images (N, C, S, S) from -1 to 1, before the last tanh."""
-        flat = torch.atanh(0.98 * F.interpolate(image, self.side, mode="area").flatten(1))
+        # In float64: rounding would turn axes of like spread about, otherwise on each machine.
+        flat = F.interpolate(image.double(), self.side, mode="area").flatten(1)
+        flat = torch.atanh(0.98 * flat)
         for row in range(len(self.mean)):
             last = row == len(self.mean) - 1
             here = torch.ones_like(known) if last else known & (label == row)
@@ -101,11 +103,18 @@ class Generator(nn.Module):
     principal components."""
 
     def __init__(
-        self, channels: int, size: int, classes: int, *, width: float, bf16: bool = False
+        self,
+        channels: int,
+        size: int,
+        classes: int,
+        *,
+        width: float,
+        bf16: bool = False,
+        several: bool = False,
     ) -> None:
         super().__init__()
         self.bf16 = bf16
-        self.components = Components(channels, size, classes)
+        self.components = Components(channels, size, 0 if several else classes)
         widths = _widths(size, width)
         self.embed = Embedding(classes, NOISE)
         self.gain = nn.Linear(2 * NOISE, widths[0])

@@ -138,7 +138,10 @@ class Diagnosis(Task):
             generator = ClassicGenerator(channels, size, classes)
             critic = ClassicCritic(channels, size, classes)
         else:
-            generator = Generator(channels, size, classes, width=self.width, bf16=bf16)
+            several = self.schema["label"].kind == "labels"
+            generator = Generator(
+                channels, size, classes, width=self.width, bf16=bf16, several=several
+            )
             critic = Critic(channels, size, classes, width=self.width, bf16=bf16)
         found: dict[str, nn.Module] = {"generator": generator, "critic": critic}
         for name in ("recogniser", "beside") if self.generated_share else ("recogniser",):
