@@ -13,6 +13,7 @@ from aigc_ray.errors import UserError
 from aigc_ray.schema import Field, Schema
 from aigc_ray.task import Batch, Step
 from aigc_ray.tasks.diagnosis import task as module
+from aigc_ray.tasks.diagnosis.augment import retaken
 from aigc_ray.tasks.diagnosis.task import Diagnosis
 
 SCHEMA = Schema(
@@ -90,6 +91,18 @@ def test_the_generator_starts_as_a_gaussian_of_each_class(channels, size):
     unknown = real._replace(known={**real.known, "label": ~known})
     made = task.draw(adversary.networks, unknown).value["image"].detach()
     assert (made.mean(0) - image.mean(0)).abs().max() < 0.15
+
+
+def test_a_perturbed_image_hangs_on_its_row_alone_and_stays_an_image():
+    real = rows(16)
+    moved = TASK.perturb(real).value["image"]
+    assert moved.shape == real.value["image"].shape and moved.abs().max() <= 1
+    assert torch.equal(TASK.perturb(real.take(torch.tensor([5]))).value["image"][0], moved[5])
+    # A bright square becomes larger or smaller by up to a sixth each way, turned or not.
+    square = torch.full((64, 1, 128, 128), -1.0)
+    square[..., 40:88, 40:88] = 1.0
+    area = (retaken(square, noise.keys(0, torch.arange(64))) > 0).float().sum((1, 2, 3)) / 48**2
+    assert 0.7 < area.min() < 0.85 and 1.2 < area.max() < 1.4
 
 
 def test_a_class_of_one_image_starts_from_all_images():
