@@ -126,16 +126,16 @@ def adversarial(name: str, job: Mapping[str, Any], steps: int, seed: int) -> dic
     found = model.info["metrics"]["test"]
     generation = model.info["generation"]
     ours = {key: found[key] for key in (*KEPT, *BEFORE)}
-    ours |= {key: generation[key] for key in ("kid_ratio", "coverage", "tstr_over_trtr")}
+    ours |= _distances(generation) | {"tstr_over_trtr": generation["tstr_over_trtr"]}
     ours |= {key: generation[key]["value"] for key in ("nn_auc", "copy_rate", "plain_copy_rate")}
-    ours |= {"kid": generation["kid"]["value"], "kid_real": generation["kid_real"]["value"]}
     ours["nn_auc_holds_half"] = float(
         generation["nn_auc"]["low"] <= 0.5 <= generation["nn_auc"]["high"]
     )
     ours["critic_share"] = model.info["calibration"]["share"]
     ours["generated_rows_heard"] = float(model.info["generated_rows"]["heard"])
-    ours["coverage_real"] = generation["coverage_real"]
-    gaussian = _gaussian(model, job)
+    gaussian = _sampler(model, job)
+    ours |= _near(model, job, "val")
+    theirs = _near(gaussian, job, "test") | _near(gaussian, job, "val")
     if model.info["generated_rows"]["heard"]:  # the one beside learned from real rows alone
         for member in model.members:
             member["recogniser"] = member["beside"]
@@ -144,11 +144,7 @@ def adversarial(name: str, job: Mapping[str, Any], steps: int, seed: int) -> dic
     return {
         "aigc": ours,
         "without_gan": {key: alone[key] for key in (*KEPT, *BEFORE)},
-        "gaussian": {
-            "kid": gaussian["kid"]["value"],
-            "kid_ratio": gaussian["kid_ratio"],
-            "coverage": gaussian["coverage"],
-        },
+        "gaussian": theirs,
     }
 
 
@@ -157,8 +153,8 @@ def classic(name: str, job: Mapping[str, Any], steps: int, seed: int) -> dict[st
     model = _trained(name, job, steps, seed, {"loss": "classic"})
     generation = model.info["generation"]
     found = {key: model.info["metrics"]["test"][key] for key in KEPT}
-    found |= {key: generation[key] for key in ("kid_ratio", "coverage", "tstr_over_trtr")}
-    return {"classic": found}
+    found |= _distances(generation) | {"tstr_over_trtr": generation["tstr_over_trtr"]}
+    return {"classic": found | _near(model, job, "val")}
 
 
 def _trained(
@@ -254,13 +250,26 @@ class Gaussian(nn.Module):
         return images.clamp(-1, 1)
 
 
-def _gaussian(model: Model, job: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler's figures in the same feature space."""
+def _sampler(model: Model, job: Mapping[str, Any]) -> Model:
+    """The model with such a generator in the place of its own."""
     networks = Networks(dict(model.members[0].items()))
     networks["generator"] = Gaussian(*_columns(job, "train"))
-    sampler = Model(model.task, [networks], {})
-    parts = {part: list(split(job, model.task, part)) for part in ("train", "val", "test")}
-    return fidelity.fidelity(sampler, parts["train"], parts["val"], parts["test"])
+    return Model(model.task, [networks], {})
+
+
+def _near(model: Model, job: Mapping[str, Any], part: str) -> dict[str, float]:
+    """How like a split generated rows are. The validation split is of the training rows' kind;
+    the test split may be of another, and then what is like it is not like what was learned."""
+    parts = {name: list(split(job, model.task, name)) for name in ("train", "val", part)}
+    found = fidelity.fidelity(model, parts["train"], parts["val"], parts[part])
+    suffix = "" if part == "test" else f"_{part}"
+    return {f"{key}{suffix}": value for key, value in _distances(found).items()}
+
+
+def _distances(found: Mapping[str, Any]) -> dict[str, float]:
+    plain = ("kid_ratio", "precision", "recall", "density", "coverage", "coverage_real")
+    nested = {key: found[key]["value"] for key in ("kid", "kid_real")}
+    return {key: found[key] for key in plain} | nested
 
 
 # --- many seeds ---------------------------------------------------------------------------------
