@@ -41,6 +41,8 @@ def _rows(head: str, rows: list[tuple[Any, ...]]) -> str:
 
 
 def _spread(value: dict[str, float], digits: int = 2) -> str:
+    if value["n"] == 1:
+        return f"{value['mean']:.{digits}f} (n = 1)"
     return f"{value['mean']:.{digits}f} ± {value['sd']:.{digits}f} (n = {value['n']})"
 
 

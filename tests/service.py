@@ -27,7 +27,7 @@ PROBLEM = "application/problem+json"
 def tiny() -> Diagnosis:
     image = Field(name="image", kind="image", parts=("generated", "input"), shape=(1, 28, 28))
     label = Field(name="label", kind="category", parts=("condition", "target"), values=CLASSES)
-    return Diagnosis(width=0.1, recogniser_width=8, schema=Schema((image, label)))
+    return Diagnosis(width=0.1, recogniser_width=16, schema=Schema((image, label)))
 
 
 def judged(**changes: Any) -> dict[str, Any]:

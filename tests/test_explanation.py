@@ -83,7 +83,7 @@ def trained():
     image, label, _ = squares(512, seed=0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        recogniser = ResNet18(1, 2, width=8)
+        recogniser = ResNet18(1, 2, width=16)
         optimizer = torch.optim.AdamW(recogniser.parameters(), 2e-3)
         for step in range(64):
             part = slice(32 * step % 512, 32 * step % 512 + 32)
@@ -208,7 +208,7 @@ def test_layers_are_drawn_anew_from_the_output_down_until_none_is_learned(traine
     assert all(before < after for before, after in itertools.pairwise(changed))
     assert "recogniser.head.weight" in changed[0] and "recogniser.stem.weight" not in changed[3]
     # Running statistics too: another network ends as the same random one.
-    gate(TASK, networks(ResNet18(1, 2, width=8)), rows(image), ones(image))
+    gate(TASK, networks(ResNet18(1, 2, width=16)), rows(image), ones(image))
     assert all(torch.equal(value, depths[-1][name]) for name, value in states[-1].items())
 
 

@@ -301,7 +301,7 @@ def test_a_full_disk_while_saving_leaves_the_earlier_checkpoint(data, alone, hom
         ({"network": "classic", "penalty": 1.0}, "excludes gradient penalties"),
         ({"positive": "flu"}, "positive is one of without lesion, with lesion; got 'flu'"),
         ({"sensitivity": "none"}, "sensitivity or cost is needed"),
-        ({"recogniser_width": 4}, "recogniser_width is at least 8; got 4"),
+        ({"recogniser_width": 8}, "recogniser_width is at least 16; got 8"),
         ({"init": "diagnosis@production"}, "diagnosis"),
     ],
 )

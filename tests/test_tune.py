@@ -185,7 +185,7 @@ def test_a_search_is_written_as_a_range_a_choice_or_a_value(training):
 
 
 def test_whole_numbers_stay_whole(training):
-    trials, _ = tried(training, {"recogniser_width": "8..64"})
+    trials, _ = tried(training, {"recogniser_width": "16..64"})
     assert all(isinstance(one.task.recogniser_width, int) for one in trials)
 
 

@@ -12,7 +12,7 @@ TINY = {
     "steps": 50,
     "batch_size": 16,
     "width": 0.125,
-    "recogniser_width": 8,
+    "recogniser_width": 16,
     "precision": "fp32",
     "validate_every": 25,
     "transfer_steps": 2,

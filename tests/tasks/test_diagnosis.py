@@ -23,7 +23,7 @@ SCHEMA = Schema(
     )
 )
 TASK = Diagnosis(
-    schema=SCHEMA, width=0.125, recogniser_width=8, recogniser_augmentation=0, precision="fp32"
+    schema=SCHEMA, width=0.125, recogniser_width=16, recogniser_augmentation=0, precision="fp32"
 )
 
 

@@ -645,7 +645,7 @@ def test_a_frame_is_chosen_in_a_request(grey):
 
 def test_an_answer_warns_of_text_in_the_picture():
     schema = data.survey.__globals__["_schema"](28, 1, ["a", "b"], False)
-    task = Diagnosis(schema=schema, recogniser_width=8, width=0.25)
+    task = Diagnosis(schema=schema, recogniser_width=16, width=0.25)
     model = Model(task, [task.networks()], {})
     file = encoded(RANDOM.integers(0, 256, (28, 28), np.uint8), BurnedInAnnotation="YES")
     plain = jpeg(RANDOM.integers(0, 256, (28, 28), np.uint8), "PNG")

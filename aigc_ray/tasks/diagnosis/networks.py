@@ -41,7 +41,7 @@ class Embedding(nn.Module):
 
 class Components(nn.Module):
     """(noise (B, 64), label) -> (B, C, S, S): the mean of a class, and its principal components
-    times the noise, at no more than 48 pixels a side. Nothing, until it is fitted.
+    times the noise, at no more than 48 pixels a side. Noise alone, until it is fitted.
 
     A generator that starts from them is a Gaussian sampler of each class, which has the variety of
     the real images; what is not Gaussian is left to its other layers and to the critic. With no
@@ -58,7 +58,7 @@ class Components(nn.Module):
         pixels = channels * self.side**2
         # The last row is of images whose class is not known.
         self.mean = nn.Parameter(torch.zeros(classes + 1, pixels))
-        self.axes = nn.Parameter(torch.zeros(classes + 1, NOISE, pixels))
+        self.axes = nn.Parameter(torch.randn(classes + 1, NOISE, pixels))
 
     def forward(self, noise: Tensor, label: Tensor, known: Tensor) -> Tensor:
         chosen = self._chosen(label, known).to(noise.dtype)

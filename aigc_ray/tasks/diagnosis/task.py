@@ -88,10 +88,11 @@ class Diagnosis(Task):
             raise UserError(f"task.size is one of {sizes}; got {self.size}")
         if self.channels not in (None, 1, 3):
             raise UserError(f"task.channels is 1 or 3; got {self.channels}")
-        # With fewer, oneDNN 3.12 writes past the end of a strided 1x1 convolution's gradient, where
-        # channels lie last and the CPU has no AVX-512 (measured: glibc ends the process).
-        if self.recogniser_width < 8:
-            raise UserError(f"task.recogniser_width is at least 8; got {self.recogniser_width}")
+        # With fewer, oneDNN 3.12 writes past the end of the gradient of a strided 1x1 convolution
+        # in float32 where channels lie last (measured: glibc ends the process, with fewer than 8
+        # on a CPU with AVX2 and with 8 on one with AVX-512).
+        if self.recogniser_width < 16:
+            raise UserError(f"task.recogniser_width is at least 16; got {self.recogniser_width}")
         for key in ("steps", "penalty_every"):
             if getattr(self, key) < 1:
                 raise UserError(f"task.{key} is at least 1; got {getattr(self, key)}")
