@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import os
 import signal
 import sys
@@ -76,7 +77,8 @@ def quickstart(*, s3: bool = False, leave: bool = False, port: int = 8000) -> di
         done("request", json.dumps(answer["items"][0]))
         total = round(time.monotonic() - began, 1)
         report = summary["report"]
-        print(f"the page    {address}\nthe report  {report}\nin {total} s", file=sys.stderr)
+        seen = _link(report) if s3 else report
+        print(f"the page    {address}\nthe report  {seen}\nin {total} s", file=sys.stderr)
         if leave:
             return {
                 "seconds": {**seconds, "total": total},
@@ -94,6 +96,16 @@ def quickstart(*, s3: bool = False, leave: bool = False, port: int = 8000) -> di
 
 def _told(metrics: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+
+
+def _link(uri: str) -> str:
+    """Where a browser finds what lies in a bucket, for a day."""
+    import boto3
+
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    wanted = {"Bucket": bucket, "Key": key, "ResponseContentType": "text/html"}
+    link: str = boto3.client("s3").generate_presigned_url("get_object", wanted, ExpiresIn=86_400)
+    return link
 
 
 def _source() -> tuple[Path, bool]:
@@ -150,6 +162,7 @@ def _bucket() -> Iterator[None]:
     """An S3 server on the loopback address, with the home in a bucket of it."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it tells of every request
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

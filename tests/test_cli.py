@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pyarrow.parquet as pq
 import pytest
@@ -174,6 +175,13 @@ def test_the_quickstart_goes_the_whole_way_through_s3(monkeypatch, capsys, free_
 
     monkeypatch.setattr(catalogue, "fetch", unreachable)
     monkeypatch.setattr(quickstart, "SETTINGS", TINY | {"num_workers": 2, "steps": 4})
+    link, pages = quickstart._link, []
+
+    def followed(uri):
+        pages.append(httpx.get(link(uri)).text)
+        return link(uri)
+
+    monkeypatch.setattr(quickstart, "_link", followed)
     words = ["quickstart", "--exit", "--s3", "--port", str(free_port), "--json"]
     assert main(words) == 0
     out, err = capsys.readouterr()
@@ -182,4 +190,5 @@ def test_the_quickstart_goes_the_whole_way_through_s3(monkeypatch, capsys, free_
     assert result["answer"]["model"]["version"] == 1
     assert set(result["answer"]["items"][0]["probabilities"]) == set(phantoms.CLASSES)
     assert set(result["seconds"]) >= {"data", "ingest", "train", "serve", "request", "total"}
-    assert result["report"].startswith("s3://")
+    assert result["report"].startswith("s3://") and "</html>" in pages[0]
+    assert "the report  http://127.0.0.1:" in err and "HTTP/1.1" not in err
