@@ -123,7 +123,7 @@ class Generator(nn.Module):
             convolution(a, b, 1) if a != b else nn.Identity() for a, b in pairwise(widths)
         )
         self.stages = nn.ModuleList(Residual(w, len(widths)) for w in widths)
-        self.sees = nn.ModuleList(convolution(channels, w, 1) for w in widths)
+        self.sees = nn.ModuleList(nn.Linear(channels, w, bias=False) for w in widths)
         self.image = nn.Conv2d(widths[-1], channels, 1, bias=False)
         nn.init.zeros_(self.image.weight)
 
@@ -132,12 +132,18 @@ class Generator(nn.Module):
         x = self.basis * gain[:, None, None, :] / math.sqrt(2)
         x = x.permute(0, 3, 1, 2)
         first = self.components(noise, label, known)
-        x = self.stages[0](x + self.sees[0](F.interpolate(first, x.shape[-1], mode="area")))
+        x = self.stages[0](x + _seen(self.sees[0], first, x.shape[-1]))
         for widen, stage, sees in zip(self.widen, self.stages[1:], self.sees[1:], strict=True):
             with low_precision(self.bf16, x.device):
                 x = smooth_up(widen(x))
-                x = stage(x + sees(F.interpolate(first, x.shape[-1], mode="area")))
+                x = stage(x + _seen(sees, first, x.shape[-1]))
         return torch.tanh(first + self.image(x.float()))
+
+
+def _seen(layer: nn.Module, image: Tensor, side: int) -> Tensor:
+    """A product over the channels of the image at this size, which keeps them last."""
+    small = F.interpolate(image, side, mode="area").permute(0, 2, 3, 1)
+    return layer(small).permute(0, 3, 1, 2)
 
 
 class Critic(nn.Module):
