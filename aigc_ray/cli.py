@@ -37,7 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as fault:
         return _failed(str(fault), 2, options.debug)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        kept = not getattr(options, "s3", False)  # the quickstart's own server keeps nothing
+        print(f"interrupted{'; the same command goes on from here' * kept}", file=sys.stderr)
         return 130
     except Exception as fault:
         return _failed(f"{type(fault).__name__}: {fault}", 1, options.debug)

@@ -162,9 +162,18 @@ def test_an_interrupted_training_leaves_no_process_and_goes_on(data, home):
     assert len(family) > 3  # Ray and two workers
     job.send_signal(signal.SIGINT)
     _, err = job.communicate(timeout=60)
-    assert job.returncode == 130 and "interrupted" in err
+    assert job.returncode == 130 and "interrupted; the same command goes on from here" in err
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive
+
+
+def test_a_quickstart_whose_bucket_is_gone_does_not_promise_to_go_on(monkeypatch, capsys):
+    def interrupted(**options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quickstart, "quickstart", interrupted)
+    assert main(["quickstart", "--s3"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_the_quickstart_goes_the_whole_way_through_s3(monkeypatch, capsys, free_port):

@@ -98,11 +98,29 @@ def test_a_perturbed_image_hangs_on_its_row_alone_and_stays_an_image():
     moved = TASK.perturb(real).value["image"]
     assert moved.shape == real.value["image"].shape and moved.abs().max() <= 1
     assert torch.equal(TASK.perturb(real.take(torch.tensor([5]))).value["image"][0], moved[5])
+    learned = module.augment(real.value["image"], real.row, 1.0, flip=False, stream="elsewhere")
+    assert torch.equal(moved, retaken(learned.clamp(-1, 1), real.row))
+    assert not torch.equal(moved, learned.clamp(-1, 1))
     # A bright square becomes larger or smaller by up to a sixth each way, turned or not.
     square = torch.full((64, 1, 128, 128), -1.0)
     square[..., 40:88, 40:88] = 1.0
     area = (retaken(square, noise.keys(0, torch.arange(64))) > 0).float().sum((1, 2, 3)) / 48**2
     assert 0.7 < area.min() < 0.85 and 1.2 < area.max() < 1.4
+
+
+def test_every_stage_of_the_generator_sees_the_components():
+    torch.manual_seed(0)
+    generator = module.Generator(1, 28, 2, width=0.125)
+    torch.nn.init.normal_(generator.image.weight)
+    for stage in generator.stages:
+        torch.nn.init.normal_(stage.reduce.weight, std=0.1)
+    condition = torch.randn(4, module.NOISE), torch.arange(4) % 2, torch.ones(4) > 0
+    before = generator(*condition).detach()
+    for layer in generator.sees:
+        kept = layer.weight.detach().clone()
+        torch.nn.init.zeros_(layer.weight)
+        assert (generator(*condition) - before).abs().max() > 1e-3
+        layer.weight.data.copy_(kept)
 
 
 def test_a_class_of_one_image_starts_from_all_images():

@@ -3,6 +3,7 @@
 Real and generated images pass through the same changes before the critic, so the generator learns
 the images and not the changes (Karras et al. 2020; Zhao et al. 2020). Each row's changes are drawn
 from its own key. No turn and, unless asked for, no flip: in a chest film the sides have meaning.
+Only what calibration looks at (`retaken`) is turned, a little.
 """
 
 from __future__ import annotations

@@ -78,10 +78,9 @@ class Components(nn.Module):
 
     @torch.no_grad()
     def fit(self, image: Tensor, label: Tensor, known: Tensor) -> None:
-        """To images (N, C, S, S) from -1 to 1, before the last tanh."""
+        """To images (N, C, side, side) from -1 to 1, before the last tanh."""
         # In float64: rounding would turn axes of like spread about, otherwise on each machine.
-        flat = F.interpolate(image.double(), self.side, mode="area").flatten(1)
-        flat = torch.atanh(0.98 * flat)
+        flat = torch.atanh(0.98 * image.double().flatten(1))
         for row in range(len(self.mean)):
             last = row == len(self.mean) - 1
             here = torch.ones_like(known) if last else known & (label == row)
