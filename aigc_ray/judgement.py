@@ -152,9 +152,7 @@ def fit(
     seen = mixed
     if elsewhere is not None:
         seen = _mixed(elsewhere["recogniser"], elsewhere.get("critic"), share)
-    # Never below 1: held-back rows are of the same source as those trained on, and easier than
-    # any that will come, so what looks like modesty there is none elsewhere.
-    temperature = max(1.0, calibration.temperature(seen[half], label[half]))
+    temperature = calibration.temperature(seen[half], label[half])
     sure = calibration.apply(mixed, temperature, several)
     rest = ~half
     sets = calibration.conformal(sure[rest], label[rest], policy.alpha)
