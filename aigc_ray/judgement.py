@@ -17,6 +17,7 @@ from aigc_ray import calibration, decisions, intervals, recognition
 from aigc_ray.errors import UserError
 
 HARM = 0.002  # of AUC that the critic's part may cost at most, at the interval's lower end
+SIGNIFICANT = 3.84  # of a chi-squared with one degree of freedom, exceeded in 5 % by chance
 UNUSUAL = 0.99  # share of held-back rows that are answered as far as their looks go
 
 
@@ -152,7 +153,7 @@ def fit(
     seen = mixed
     if elsewhere is not None:
         seen = _mixed(elsewhere["recogniser"], elsewhere.get("critic"), share)
-    temperature = calibration.temperature(seen[half], label[half])
+    temperature = _temperature(seen[half], label[half], several)
     sure = calibration.apply(mixed, temperature, several)
     rest = ~half
     sets = calibration.conformal(sure[rest], label[rest], policy.alpha)
@@ -173,6 +174,17 @@ def fit(
         rows={"choice and temperature": int(half.sum()), "sets and thresholds": int(rest.sum())},
         on=on,
     )
+
+
+def _temperature(probability: np.ndarray, label: np.ndarray, several: bool) -> float:
+    """The likeliest temperature; but to sound surer than the networks do takes more than chance,
+    a likelihood ratio that is significant at 5 % (Wilks 1938): too much confidence does harm."""
+    found = calibration.temperature(probability, label)
+    if found >= 1:
+        return found
+    surer = calibration.apply(probability, found, several)
+    gain = calibration.nll(probability, label) - calibration.nll(surer, label)
+    return found if 2 * len(label) * gain > SIGNIFICANT else 1.0
 
 
 def _mixed(recogniser: np.ndarray, critic: np.ndarray | None, share: float) -> np.ndarray:

@@ -45,6 +45,7 @@ def test_an_overconfident_recogniser_is_made_to_say_what_it_knows():
 
 def test_a_modest_recogniser_is_made_to_say_what_it_knows():
     assert fitted(sharpness=0.3).temperature == pytest.approx(0.3, rel=0.15)
+    assert fitted(60, sharpness=0.8).temperature == 1  # too few rows to be surer of
 
 
 def test_no_answer_is_surer_than_it_will_be_elsewhere():
