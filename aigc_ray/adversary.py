@@ -223,6 +223,8 @@ class Adversary:
         for number, draw in enumerate(self.pool):
             for key, value in draw.value.items():
                 tensors[f"pool.{number}.{key}"] = value
+            for key, known in draw.known.items():
+                tensors[f"known.{number}.{key}"] = known
             if draw.log_probability is not None:
                 tensors[f"pool.{number}"] = draw.log_probability
         plain = {
@@ -239,8 +241,8 @@ class Adversary:
             if _world() == 1 or dist.get_rank() == 0:
                 self.task.prepare(self.networks, rows)
             if _world() > 1:
-                for parameter in self.networks.parameters():
-                    dist.broadcast(parameter.data, 0)
+                for tensor in self.networks.state_dict().values():
+                    dist.broadcast(tensor, 0)
         self.average.load_state_dict(self.networks.state_dict())
 
     def start_from(self, member: Networks) -> None:
@@ -278,7 +280,11 @@ class Adversary:
             state = optimizer.state_dict()
             optimizer.load_state_dict({**state, "state": entries})
         self.pool = [
-            Draw(_under(tensors, f"pool.{number}."), tensors.get(f"pool.{number}"))
+            Draw(
+                _under(tensors, f"pool.{number}."),
+                tensors.get(f"pool.{number}"),
+                _under(tensors, f"known.{number}."),
+            )
             for number in range(plain["pool"])
         ]
 
@@ -318,7 +324,7 @@ def _world() -> int:
 
 
 def _detached(draw: Draw) -> Draw:
-    return Draw({k: v.detach() for k, v in draw.value.items()}, draw.log_probability)
+    return draw._replace(value={k: v.detach() for k, v in draw.value.items()})
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -21,7 +21,6 @@ from aigc_ray.splitter import halves, named
 from aigc_ray.worker import finite, split
 
 KNOWN_ROWS = 20_000  # training rows that unusual ones are told by, at most
-DRAWS = 1000  # of the bootstrap, fewer where rows are many
 GROUPS = 12  # different values of a column that is taken for a division into groups
 FEWEST = 10  # rows of a group for which figures are told
 EXPLAINED, EXPLAINED_PIXELS = 8, 1 << 18  # images that heat maps are tried on, at most
@@ -150,7 +149,7 @@ def _intervals(model: Model, collected: Collected, patient: np.ndarray) -> dict[
 
     label = None if field is None else collected[1][field.name]
     strata = label if label is not None and label.ndim == 1 else None
-    draws = max(100, min(DRAWS, 2_000_000 // len(place)))
+    draws = max(100, min(model.task.draws, 2_000_000 // len(place)))
     found = intervals.bootstraps(metrics, place, strata=strata, groups=patient, draws=draws)
     return {name: [one.low, one.high] for name, one in found.items()}
 
@@ -289,7 +288,7 @@ def explained(model: Model, job: Job, say: Callable[[str], None]) -> dict[str, A
     task = model.task
     field = task.schema.judged
     if field is None or not explanation.possible(task):
-        return None
+        return task.accounted(model, next(split(job, task, "val")))
     say("heat maps are tried on networks whose weights are random")
     first = next(split(job, task, "val"))
     pixels = first.value[explanation.image_of(task)][0, 0].numel()

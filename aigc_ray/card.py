@@ -33,7 +33,7 @@ def card(model: Mapping[str, Any]) -> str:
             _seeds(model),
         ),
         _section("By subgroup", _subgroups(model.get("subgroups") or {})),
-        _section("Calibration", _calibration(model.get("calibration"))),
+        _section("Calibration", _calibration(model)),
         _section("Generation", _generation(model.get("generation"))),
         _section("Explanation", _explanation(model.get("explanation"))),
         _section("Data", _data(data)),
@@ -126,6 +126,12 @@ def _generation(generation: Mapping[str, Any] | None) -> str:
 def _explanation(gate: Mapping[str, Any] | None) -> str:
     if not gate:
         return "There is none."
+    if "largest_miss" in gate:
+        told = (
+            f"Attributions by {gate['method']}; what they add up to misses the difference they "
+            f"explain by {_text(gate['largest_miss'])} at most."
+        )
+        return told if gate["passes"] else f"{told} They are withheld."
     correlation = ", ".join(_text(value) for value in gate["correlation"])
     tried = (
         f"Heat maps by {gate['method']}. Rank correlation with the map of a network whose layers "
@@ -144,7 +150,12 @@ def _seeds(model: Mapping[str, Any]) -> str:
     return f"Seeds: {', '.join(map(_text, seeds))}."
 
 
-def _calibration(calibration: Any) -> str:
+def _calibration(model: Mapping[str, Any]) -> str:
+    calibration = model.get("calibration")
+    metrics = (model.get("metrics") or {}).get("test") or {}
+    if calibration is None and (p := metrics.get("d_calibration_p")) is not None:
+        word = "are not shown to be miscalibrated" if p > 0.05 else "are miscalibrated"
+        return f"By D-calibration on the test split (p = {_text(p)}) its curves {word}."
     if calibration is None:
         return "It is not calibrated: do not read its scores as probabilities."
     if not isinstance(calibration, Mapping):

@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     """Rows by their features, as they are, and the condition they stand under."""
 
     features: np.ndarray  # (N, D)
-    plain: np.ndarray  # (N, PROJECTED or fewer)
+    plain: np.ndarray | None  # (N, PROJECTED or fewer); None for columns of a table
     label: np.ndarray | None  # (N,) or (N, K)
 
 
@@ -80,6 +80,8 @@ def _memory(
     rounds = [_taken(model, _drawn(model, held_back, SEED + 1 + n), ROWS) for n in range(times)]
     found: dict[str, Any] = {}
     for name, space in (("features", look), ("plain", np.asarray)):
+        if getattr(known, name) is None:
+            continue
         known_rows = space(getattr(known, name))
         made = np.concatenate([space(getattr(one, name)) for one in rounds])
         near = distances.nearest(made, known_rows).distance
@@ -87,8 +89,8 @@ def _memory(
         prefix = "" if name == "features" else "plain_"
         found[f"{prefix}nn_auc"] = distances.nearest_auc(near, far)._asdict()
         found[f"{prefix}copy_rate"] = distances.copy_rate(near, far)._asdict()
-    surely = max(found["copy_rate"]["low"], found["plain_copy_rate"]["low"])
-    return found | {"copies": bool(surely > COPIES)}
+    surely = [found[name]["low"] for name in ("copy_rate", "plain_copy_rate") if name in found]
+    return found | {"copies": bool(max(surely) > COPIES)}
 
 
 # --- learning from generated rows alone -------------------------------------------------------
@@ -114,10 +116,11 @@ def transfer(
     drawn = [batch.value for batch in _drawn(model, [real], SEED)]
     for name in drawn[0]:
         fake.value[name] = torch.cat([value[name] for value in drawn])
-    metric = task.objective[0]
+    metric = task.headline or task.objective[0]
     scores = []
     for rows in (fake, real):
         learner = Adversary(task, seed=0, stages=stages)
+        learner.prepare(iter([rows]))
         order = np.random.default_rng(0)
         for step in range(steps):
             chosen = torch.from_numpy(order.integers(len(real.row), size=batch_size))
@@ -168,28 +171,33 @@ def _drawn(model: Model, conditions: Iterable[Batch], seed: int) -> Iterator[Bat
             number = torch.arange(done, done + len(batch.row))
             done += len(batch.row)
             batch = batch._replace(row=noise.keys(seed, number))
-            drawn = model.draw(batch).value
-            fields = {field.name for field in model.task.schema.part("generated")}
-            value = batch.value | {k: v.float() for k, v in drawn.items() if k in fields}
-            yield batch._replace(value=value)
+            drawn = model.draw(batch)
+            value, known = dict(batch.value), dict(batch.known)
+            for field in model.task.schema.part("generated"):
+                value[field.name] = drawn.value[field.name].to(value[field.name].dtype)
+                known[field.name] = drawn.known.get(field.name, torch.ones_like(batch.row) > 0)
+            yield batch._replace(value=value, known=known)
 
 
 def _taken(model: Model, batches: Iterable[Batch], most: int) -> Seen:
     judged = model.task.schema.judged
-    generated = [field.name for field in model.task.schema.part("generated")]
+    generated = [field.name for field in model.task.schema.part("generated") if field.shape]
     features, plain, label, count = [], [], [], 0
     for batch in batches:
         batch = batch.take(torch.arange(min(len(batch.row), most - count)))
         count += len(batch.row)
         features.append(model.recognise(batch)["features"].numpy())
-        flat = torch.cat([batch.value[name].flatten(1) for name in generated], 1)
-        plain.append(_projected(flat).numpy())
+        if generated:  # columns of a table have units of their own, which no distance can mix
+            flat = torch.cat([batch.value[name].flatten(1) for name in generated], 1)
+            plain.append(_projected(flat).numpy())
         if judged is not None:
             label.append(batch.value[judged.name].numpy())
         if count == most:
             break
     return Seen(
-        np.concatenate(features), np.concatenate(plain), np.concatenate(label) if label else None
+        np.concatenate(features),
+        np.concatenate(plain) if plain else None,
+        np.concatenate(label) if label else None,
     )
 
 

@@ -22,8 +22,8 @@ def generate(
     """Make `n` samples as `request` asks for them.
 
     Chunk c of the samples has seed `seed + c`, so that a sample depends on nothing but the model
-    and its own seed and number. `out` is a `.parquet` file, or a folder that gets the files
-    and `items.jsonl`, which says of each what it is.
+    and its own seed and number. `out` is a `.parquet` file, for what has no files also a `.csv`, or
+    a folder that gets the files and `items.jsonl`, which says of each what it is.
 
     Raises:
         UserError: the model does not exist, or cannot make what is asked for.
@@ -39,13 +39,10 @@ def generate(
     results = list(_made(model, chunks))
     items = [item for item in results if not isinstance(item, Shortfall)]
     short = [result._asdict() for result in results if isinstance(result, Shortfall)]
-    if out.endswith(".parquet"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_pylist(items), buffer)
-        storage.write_bytes(out, buffer.getvalue())
+    if out.endswith((".csv", ".parquet")):
+        if out.endswith(".csv") and any(isinstance(v, bytes) for v in items[0].values()):
+            raise UserError(f"{out}: a .csv holds no images; name a folder or a .parquet file")
+        storage.write_bytes(out, _table(items, out))
     else:
         _write_files(items, out)
     return {
@@ -54,6 +51,19 @@ def generate(
         "shortfall": short,
         "out": out,
     }
+
+
+def _table(items: list[Item], out: str) -> bytes:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    table, buffer = pa.Table.from_pylist(items), io.BytesIO()
+    if out.endswith(".csv"):
+        pyarrow.csv.write_csv(table, buffer)
+    else:
+        pyarrow.parquet.write_table(table, buffer)
+    return buffer.getvalue()
 
 
 def _write_files(items: list[Item], out: str) -> None:

@@ -126,27 +126,33 @@ class Model:
 
     def answer(self, records: Sequence[Record]) -> list[dict[str, Any]]:
         """One answer a record, whatever its neighbours are, with the warnings that it came with."""
-        warnings = [record.get("warnings") for record in records]
-        records = [{k: v for k, v in record.items() if k != "warnings"} for record in records]
         groups: dict[tuple[str, ...], list[int]] = {}  # a field that is missing is so for its row
         for number, record in enumerate(records):
-            given = tuple(name for name, value in record.items() if value is not None)
-            groups.setdefault(given, []).append(number)
+            groups.setdefault(tuple(self._fields(record)), []).append(number)
         answers: list[dict[str, Any]] = [{} for _ in records]
         for numbers in groups.values():
             row = noise.keys(0, torch.zeros(len(numbers)))  # the same, wherever in a request it is
-            batch = self.task.encode(stack([records[number] for number in numbers]), row)
-            predicted = {name: value.numpy() for name, value in self.recognise(batch).items()}
+            columns = stack([self._fields(records[number]) for number in numbers])
+            predicted = self.recognise(self.task.encode(columns, row))
+            arrays = {name: value.numpy() for name, value in predicted.items()}
             for place, number in enumerate(numbers):
-                one = {name: value[place] for name, value in predicted.items()}
-                answers[number] = self._answered(one)
-                if warnings[number]:
-                    answers[number]["warnings"] = warnings[number]
+                one = {name: value[place] for name, value in arrays.items()}
+                answers[number] = self._answered(one, records[number])
+        for answer, record in zip(answers, records, strict=True):
+            variants: Mapping[str, Record] = record.get("variants") or {}
+            answer |= zip(variants, self.answer([*variants.values()]), strict=True)
         return answers
 
-    def _answered(self, prediction: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def _fields(self, record: Record) -> Record:
+        """A record's values that are known, without what else came with it."""
+        names = [field.name for field in self.task.schema.fields]
+        return {name: record[name] for name in names if record.get(name) is not None}
+
+    def _answered(self, prediction: Mapping[str, np.ndarray], record: Record) -> dict[str, Any]:
         """One row's answer; where it is withheld, what was likeliest is not said in its place."""
-        answer = self.task.answer(prediction)
+        answer = self.task.answer(prediction, record)
+        if record.get("warnings"):
+            answer["warnings"] = [*record["warnings"], *answer.get("warnings", ())]
         if self.judgement is None:
             return answer
         outlier = prediction.get("outlier")
@@ -160,21 +166,24 @@ class Model:
         return answer | verdict
 
     def explain(self, record: Record) -> dict[str, Any]:
-        """A heat map of what the likeliest class hangs on, or why there is none to be trusted.
+        """What the answer hangs on: the task's own account of it, or a heat map of the likeliest
+        class, or why there is none to be trusted.
 
         Returns:
-            `method`, `of` (the class) and `image` (a PNG), or `withheld`, a sentence.
+            `method`, `of` (what is explained) and e.g. `image` (a PNG), or `withheld`, a sentence.
         """
         from aigc_ray import explanation
 
+        own = self.task.explain(self, record)
+        if own is not None:
+            return own
         field, gate = self.task.schema.judged, self.info.get("explanation")
         if field is None or not explanation.possible(self.task):
-            return {"withheld": f"{self.name} has no heat maps"}
+            return {"withheld": f"{self.name} has no explanations"}
         if not gate or not gate["passes"]:
             why = "do not hang on what it learned" if gate else "were never tested"
             return {"withheld": f"this model's heat maps {why}"}
-        record = {key: value for key, value in record.items() if key != "warnings"}
-        batch = self.task.encode(stack([record]), noise.keys(0, torch.zeros(1)))
+        batch = self.task.encode(stack([self._fields(record)]), noise.keys(0, torch.zeros(1)))
         target = self.recognise(batch)["probability"].argmax(1)
         heat = explanation.heat(self.task, self.members, batch, target)
         image = batch.value[explanation.image_of(self.task)][0]

@@ -1,25 +1,29 @@
-"""Answers for many files at once, written beside their names."""
+"""Answers for many files or rows of tables at once, written beside their names."""
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any
 
-from aigc_ray import registry, storage
+from aigc_ray import registry, storage, tables
 from aigc_ray.cluster import session
 from aigc_ray.errors import UserError
 from aigc_ray.model import Model
 
-CHUNK = 64  # files that a worker reads and answers at a time
+CHUNK = 64  # files, or rows, that a worker reads and answers at a time
+WAITING = 16  # chunks that are being answered at a time
+
+Asked = tuple[dict[str, Any], Any]  # where an item comes from, and the item
 
 
 def predict(model: str, source: str, out: str) -> dict[str, Any]:
     """Answer for a file, or for every file below a folder or bucket.
 
-    A file that cannot be read is written down with its reason and does not end the work. `out` ends
-    in `.jsonl`, `.csv` or `.parquet`.
+    Where a task takes tables, each of their rows is answered. What cannot be read is written down
+    with its reason and does not end the work. `out` ends in `.jsonl`, `.csv` or `.parquet`.
 
     Raises:
         UserError: the model or the source does not exist, or `out` has another ending.
@@ -34,7 +38,9 @@ def predict(model: str, source: str, out: str) -> dict[str, Any]:
         paths = [source]
     if not paths:
         raise UserError(f"{source} holds no files")
-    rows = [row for chunk in _answered(model, paths) for row in chunk]
+    opened = Model.open(registry.fetch(model))
+    items = _items(paths, opened.task.tabular)
+    rows = [row for chunk in _answered(model, opened, items) for row in chunk]
     storage.write_bytes(out, _encoded(rows, ending))
     failed = sum("error" in row for row in rows)
     return {
@@ -45,25 +51,47 @@ def predict(model: str, source: str, out: str) -> dict[str, Any]:
     }
 
 
-def _answered(model: str, paths: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
-    chunks = [paths[start : start + CHUNK] for start in range(0, len(paths), CHUNK)]
-    if len(chunks) == 1:
-        yield _answer(model, chunks[0])
+def _items(paths: Iterable[str], tabular: bool) -> Iterator[Asked]:
+    for path in paths:
+        if not (tabular and tables.is_table(path)):
+            yield {"path": path}, path
+            continue
+        for number, row in enumerate(tables.read(path), 1):
+            yield {"path": path, "row": number}, row
+
+
+def _answered(model: str, opened: Model, items: Iterable[Asked]) -> Iterator[list[dict[str, Any]]]:
+    rest = iter(items)
+    chunks = iter(lambda: tuple(islice(rest, CHUNK)), ())
+    first, second = next(chunks, ()), next(chunks, None)
+    if second is None:
+        yield _answer(opened, first)
         return
     import ray
 
     with session():
-        answer = ray.remote(_answer)
-        yield from ray.get([answer.remote(model, chunk) for chunk in chunks])
+        answer = ray.remote(_opened_answer)
+        waiting = [answer.remote(model, chunk) for chunk in (first, second)]
+        for chunk in chunks:
+            if len(waiting) == WAITING:
+                yield ray.get(waiting.pop(0))
+            waiting.append(answer.remote(model, chunk))
+        for one in waiting:
+            yield ray.get(one)
 
 
-def _answer(model: str, paths: Sequence[str]) -> list[dict[str, Any]]:
-    opened = Model.open(registry.fetch(model))
-    rows: list[dict[str, Any]] = [{"path": path} for path in paths]
+def _opened_answer(model: str, asked: tuple[Asked, ...]) -> list[dict[str, Any]]:
+    return _answer(Model.open(registry.fetch(model)), asked)
+
+
+def _answer(opened: Model, asked: tuple[Asked, ...]) -> list[dict[str, Any]]:
+    rows = [dict(where) for where, _ in asked]
     records, places = [], []
-    for place, path in enumerate(paths):
+    for place, (_, item) in enumerate(asked):
         try:
-            records.append(opened.parse(path))
+            if item is None:
+                raise UserError("the row has not as many fields as the header")
+            records.append(opened.parse(item))
             places.append(place)
         except UserError as fault:
             rows[place]["error"] = str(fault)

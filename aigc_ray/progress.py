@@ -60,6 +60,6 @@ def line_of(state: Mapping[str, Any]) -> str:
     metrics = " ".join(f"{k} {v:.4f}" for k, v in validated.items() if v is not None)
     return (
         f"step {entry['step']}/{steps} ({100 * entry['step'] // steps} %), "
-        f"{entry['rows_per_second']:.0f} images/s, {left // 60}:{left % 60:02d} left; {losses}"
+        f"{entry['rows_per_second']:.0f} rows/s, {left // 60}:{left % 60:02d} left; {losses}"
         + (f"; validation {metrics}" if metrics else "")
     )

@@ -71,7 +71,7 @@ def render(
         parts.append(
             f"<p>{training['steps']} steps of {training['batch_size']} rows on "
             f"{training['workers']} workers in {training['seconds']:.0f} s "
-            f"({escape(training['machine'])}); {training['images_per_second']:.0f} images/s; "
+            f"({escape(training['machine'])}); {training['rows_per_second']:.0f} rows/s; "
             f"the recogniser is that of step {training['chosen_at_step']}, "
             f"chosen by validation {escape(objective)}.</p>"
         )

@@ -22,7 +22,8 @@ class Field:
 
     A `category` has one of `values`, encoded as its index (shape ()); `labels` has any number of
     them, encoded as zeros and ones (shape (len(values),)); an `image` has shape (channels, height,
-    width) and values in [-1, 1].
+    width) and values in [-1, 1]. A category whose `values` rise from the first to the last is
+    `ordered`; `unit` is of a number.
     """
 
     name: str
@@ -30,6 +31,8 @@ class Field:
     parts: tuple[Part, ...]
     shape: tuple[int, ...] = ()
     values: tuple[str, ...] = ()
+    ordered: bool = False
+    unit: str = ""
 
     def index(self, value: object) -> int:
         """The position of a category's value."""
@@ -40,7 +43,11 @@ class Field:
             raise UserError(f"{self.name} is one of {known}; got {value!r}") from None
 
     def to_json(self) -> dict[str, Any]:
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        known = asdict(self)
+        for key in ("ordered", "unit"):  # said where there is something to say
+            if not known[key]:
+                del known[key]
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in known.items()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Field:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 from torch import Tensor, nn
 
+from aigc_ray.errors import UserError
 from aigc_ray.losses import Mean
 from aigc_ray.schema import Schema
 
@@ -77,6 +79,7 @@ class Draw(NamedTuple):
 
     value: dict[str, Tensor]
     log_probability: Tensor | None  # None: learn through the gradient; else through weights
+    known: Mapping[str, Tensor] = MappingProxyType({})  # bool (B,); a field not named is known
 
 
 class Step(NamedTuple):
@@ -134,6 +137,10 @@ class Task(ABC):
     name: ClassVar[str]
     objective: ClassVar[tuple[str, Literal["min", "max"]]]  # validation metric that chooses
     chosen: ClassVar[tuple[str, ...]]  # networks kept from its best moment; the rest, from the last
+    headline: ClassVar[str | None] = None  # what is told of learning from generated rows, from 0
+    # to 1, higher is better; None: the objective
+    tabular: ClassVar[bool] = False  # whether the rows of a table are items, one each
+    draws: ClassVar[int] = 1000  # of the bootstrap, at most; `measure` runs as often
 
     schema: Schema = Schema()
 
@@ -156,7 +163,8 @@ class Task(ABC):
     def parse(self, item: Mapping[str, Any]) -> Record:
         """One item of a request (an upload's bytes under "file", or JSON) as a record.
 
-        Sentences under "warnings" are repeated in its answer. Raises `UserError` that names the
+        Sentences under "warnings" are repeated in its answer; of records under "variants" the
+        answers are added to it, each under its name. Raises `UserError` that names the
         field and what would be right.
         """
 
@@ -210,9 +218,18 @@ class Task(ABC):
     def score(self, networks: Networks, batch: Batch, target: Tensor) -> Tensor:
         """(B,), differentiable in the inputs: what an explanation explains."""
 
+    def explain(self, model: Model, record: Record) -> dict[str, Any] | None:
+        """What speaks for a row's answer, as JSON; None where a heat map would say it, or nothing
+        can."""
+        return None
+
+    def accounted(self, model: Model, batch: Batch) -> dict[str, Any] | None:
+        """Whether `explain` can be trusted: its `method`, whether it `passes`, and by what."""
+        return None
+
     @abstractmethod
-    def answer(self, prediction: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """One row's averaged prediction as JSON."""
+    def answer(self, prediction: Mapping[str, np.ndarray], record: Record) -> dict[str, Any]:
+        """One row's averaged prediction as JSON; `record` is what `parse` made of the item."""
 
     @abstractmethod
     def generate(self, model: Model, request: Mapping[str, Any]) -> Iterator[Item | Shortfall]:
@@ -241,3 +258,11 @@ def stack(records: Sequence[Record]) -> dict[str, np.ndarray]:
     """Records that hold the same fields, as columns; a field that is None is left out."""
     names = [name for name, value in records[0].items() if value is not None]
     return {name: np.stack([np.asarray(r[name]) for r in records]) for name in names}
+
+
+def whole(request: Mapping[str, Any], key: str, default: int, low: int, high: int) -> int:
+    """A whole number of a request for samples, within its bounds."""
+    value = request.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise UserError(f"{key} is a whole number from {low} to {high}; got {value!r}")
+    return value

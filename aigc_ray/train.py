@@ -278,7 +278,7 @@ def finish(
             "workers": training.num_workers,
             "members": len(jobs),
             "seconds": round(sum(one["seconds"] for one in extras), 1),
-            "images_per_second": round(last["rows_per_second"], 1),
+            "rows_per_second": round(last["rows_per_second"], 1),
             "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
             "chosen_at_step": extra["best"]["step"],
             **(search or {}),

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from statistics import fmean
 from typing import Any
 
@@ -110,10 +109,14 @@ def _batch(task: Task, seed: int, taken: tuple[np.ndarray, rows.Rows], device: s
 def _epoch(
     job: dict[str, Any], training: Training, feed: rows.Feed, device: str
 ) -> Iterator[Batch]:
-    """The training rows in their order, once, whole batches on every worker."""
-    count = job["description"]["splits"]["train"]["rows"] // training.batch_size
-    for taken in islice(feed.batches(0, rows.Share()), count):
-        yield _batch(training.task, training.seed, taken, device)
+    """The training rows in their order, once."""
+    left = job["description"]["splits"]["train"]["rows"]
+    for taken in feed.batches(0, rows.Share()):
+        batch = _batch(training.task, training.seed, taken, device)
+        yield batch.take(torch.arange(min(left, len(batch.row))))
+        left -= len(batch.row)
+        if left <= 0:
+            return
 
 
 def _feed(job: dict[str, Any], training: Training, split: str) -> rows.Feed:
@@ -246,7 +249,10 @@ class _Recorder:
 
 
 def _choosing(job: Mapping[str, Any], task: Task) -> list[Batch]:
-    """The held-back rows by which the best moment is chosen."""
+    """The held-back rows by which the best moment is chosen: half of them, if the other half is
+    needed for a judgement, else all."""
+    if task.schema.judged is None:
+        return list(split(job, task, "val", VALIDATION_ROWS))
     found = list(split(job, task, "val", VALIDATION_ROWS, half=True))
     if not found or next(split(job, task, "val", half=False), None) is None:
         raise UserError(

@@ -43,7 +43,7 @@ def described(**changes: Any) -> dict[str, Any]:
         "metrics": {"val": {"balanced_accuracy": 0.91234}, "test": {"balanced_accuracy": 0.9}},
         "seeds": [0, 1],
         "code_version": "0.1",
-        "training": {"steps": 10, "workers": 2, "seconds": 3.5, "images_per_second": 100.0},
+        "training": {"steps": 10, "workers": 2, "seconds": 3.5, "rows_per_second": 100.0},
         "intended_use": "Research on small images.",
         "limits": ["Only 28x28 images."],
         "calibration": None,

@@ -45,7 +45,7 @@ class Toy(Task):
     def score(self, networks, batch, target):
         return target
 
-    def answer(self, prediction):
+    def answer(self, prediction, record):
         return {}
 
     def generate(self, model, request):

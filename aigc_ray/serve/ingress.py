@@ -22,7 +22,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp
 
-from aigc_ray import __version__, registry
+from aigc_ray import __version__, registry, tables
+from aigc_ray.errors import UserError
 from aigc_ray.serve import openapi, security
 from aigc_ray.serve.backend import Backend, Batcher, Remote
 from aigc_ray.serve.problems import Problem, busy, down, internal
@@ -154,7 +155,7 @@ def application(services: Mapping[str, Service], token: str | None = None) -> AS
 
     page("/", "index.html")
     page("/docs", "docs.html")
-    for name in ("page.js", "page.css", "docs.js", "icon.svg"):
+    for name in ("page.js", "patient.js", "page.css", "docs.js", "icon.svg"):
         page(f"/page/{name}", name)
     return security.Guard(app, token)
 
@@ -217,25 +218,22 @@ def _line(value: dict[str, Any]) -> bytes:
 async def _items(request: Request) -> list[Any]:
     """A request's items: one a `file` part, or the list under "items".
 
-    A `frame` part after a `file` part says which of the file's frames is meant.
+    A `frame` part after a `file` part says which of the file's frames is meant. The rows of a table
+    are items, one each.
     """
     if _media_type(request) == "multipart/form-data":
         return await _uploads(request)
     body = await _object(request)
-    unknown = sorted(body.keys() - {"items", "explain"})
-    if unknown:
-        raise Problem(
-            422, f"{unknown[0]} is not known here; a request has items and explain",
-            field=unknown[0],
-        )  # fmt: skip
-    items = body.get("items")
+    items = body.pop("items", None)
     if not isinstance(items, list):
         raise Problem(422, "items is a list with one object an item", field="items")
-    explain = _explain(len(items), body.get("explain", False))
+    explain = _explain(len(items), body.pop("explain", False))
     for number, item in enumerate(items):
         if not isinstance(item, dict):
             detail = f"item {number}: an item is an object with named fields"
             raise Problem(422, detail, item=number, field="items")
+    # What stands beside the items is meant for each of them, unless it says otherwise.
+    items = [body | item for item in items]
     return [item | {"explain": True} for item in items] if explain else items
 
 
@@ -298,26 +296,37 @@ async def _uploads(request: Request) -> list[Any]:
         raise Problem(400, "Content-Type: multipart/form-data lacks its boundary") from None
     items: list[Any] = []
     explain: Any = False
+    shared: dict[str, Any] = {}
     try:
         for name, part in form.multi_items():
             if name == "file" and isinstance(part, UploadFile):
-                items.append({"file": await part.read(), "filename": part.filename or "file"})
+                items += await _upload(await part.read(), part.filename or "file")
             elif name == "frame" and items:  # it belongs to the file before it
                 text = str(part)
                 items[-1]["frame"] = int(text) if text.isdecimal() and len(text) < 10 else text
             elif name == "explain":
                 explain = part
+            elif isinstance(part, str):  # for every item, as what stands beside them in JSON
+                shared[name] = part
             else:
-                detail = (
-                    f"{name} is not known here; a form has parts with a file, called file, and "
-                    "after a file perhaps its frame"
-                )
+                detail = f"{name} is not known here; a form's parts with a file are called file"
                 raise Problem(422, detail, field=name)
     finally:
         await form.close()
+    items = [shared | item for item in items]
     if _explain(len(items), explain, "file"):
         return [item | {"explain": True} for item in items]
     return items
+
+
+async def _upload(content: bytes, name: str) -> list[Any]:
+    """A file as an item, or the rows of a table as items."""
+    if not tables.is_upload(name):
+        return [{"file": content, "filename": name}]
+    try:
+        return list(await asyncio.to_thread(tables.parse, content, name, ITEMS))
+    except UserError as error:
+        raise Problem(422, str(error), field="file") from None
 
 
 def _media_type(request: Request) -> str:

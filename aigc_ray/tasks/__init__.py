@@ -7,7 +7,10 @@ import importlib
 from aigc_ray.errors import UserError
 from aigc_ray.task import Task
 
-TASKS = {"diagnosis": "aigc_ray.tasks.diagnosis.task:Diagnosis"}
+TASKS = {
+    "diagnosis": "aigc_ray.tasks.diagnosis.task:Diagnosis",
+    "prognosis": "aigc_ray.tasks.prognosis.task:Prognosis",
+}
 
 
 def task_class(name: str) -> type[Task]:

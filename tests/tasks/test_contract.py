@@ -19,6 +19,7 @@ from aigc_ray.model import Model, restore, write
 from aigc_ray.schema import Schema
 from aigc_ray.task import Batch, Record, Shortfall, Step, Task
 from aigc_ray.tasks import TASKS, task_class
+from tests import cohort
 from tests.tiny import TINY
 
 
@@ -53,6 +54,12 @@ def _image(folder: Path) -> Mapping[str, Any]:
     return {"file": file.getvalue()}
 
 
+def _patients(folder: Path) -> str:
+    """A table whose patients die the sooner the older they are, and sooner under one therapy."""
+    cohort.write(folder / "patients.csv", 300)
+    return str(folder / "patients.csv")
+
+
 TRAINING = ("batch_size", "validate_every", "transfer_steps")
 EXAMPLES = {
     "diagnosis": Example(
@@ -60,7 +67,13 @@ EXAMPLES = {
         {key: value for key, value in TINY.items() if key not in TRAINING},
         _image,
         {"n": 3, "seed": 5, "class": "1"},
-    )
+    ),
+    "prognosis": Example(
+        _patients,
+        {"steps": 40, "mixture": 4, "width": 16, "bins": 8},
+        lambda folder: {"age": 61.5, "therapy": "new", "horizons": [1, 2.5]},
+        {"n": 3, "seed": 5},
+    ),
 }
 
 
@@ -90,6 +103,7 @@ def ready(request, tmp_path_factory):
     )
     validation = [task.encode(held_back, noise.keys(0, torch.arange(len(held_back[names[0]]))))]
     made = Ready(request.param, folder, task, data, Adversary(task, seed=0), validation)
+    made.trained.prepare(iter([made.batch(len(data[names[0]]))]))
     for step in range(made.trained.steps):
         made.trained.step(made.batch(start=16 * (step % 6)), validation[0])
     return made
@@ -151,7 +165,9 @@ def test_every_loss_is_one_figure_that_moves_its_own_network_only(ready):
 
 def test_a_short_training_improves_the_objective(ready):
     metric, direction = ready.task.objective
-    fresh = Model(ready.task, [Adversary(ready.task, seed=0).average], {})
+    untrained = Adversary(ready.task, seed=0)
+    untrained.prepare(iter([ready.batch(len(next(iter(ready.data.values()))))]))
+    fresh = Model(ready.task, [untrained.average], {})
     before = fidelity.figures(fresh, ready.validation)[metric]
     after = fidelity.figures(model(ready), ready.validation)[metric]
     assert after > before if direction == "max" else after < before

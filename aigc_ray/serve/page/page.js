@@ -1,4 +1,5 @@
-// The page: what is served, one image recognised, images generated. No framework, no outside parts.
+// The page: what is served, one image recognised, samples generated; patient.js has the form of a
+// patient. No framework, no outside parts.
 "use strict";
 
 const at = (id) => document.getElementById(id);
@@ -44,6 +45,7 @@ const version = (model) => `${model.task}, ` +
   (model.version === null ? "unregistered" : `version ${model.version}`) +
   `, ${model.sha256.slice(0, 12)}`;
 const task = () => served.find((one) => one.task === at("task").value);
+const ofImages = (model) => model.schema.some((field) => field.kind === "image");
 
 // --- what is served ---------------------------------------------------------------------------
 
@@ -72,8 +74,14 @@ function show() {
   at("synthetic").hidden = !model.synthetic;
   const choices = model.classes.map((name) => element("option", name, { value: name }));
   at("class").replaceChildren(element("option", "each in turn", { value: "" }), ...choices);
-  for (const id of ["result", "made", "gallery"]) at(id).replaceChildren();
+  at("class-choice").hidden = choices.length === 0;
+  for (const id of ["result", "made", "gallery", "rows", "course"]) at(id).replaceChildren();
   at("preview").hidden = true;
+  at("image-card").hidden = !ofImages(model);
+  at("patient-card").hidden = ofImages(model);
+  at("generate-title").textContent = ofImages(model) ? "Generate images" : "Generate patients";
+  at("n").max = ofImages(model) ? 64 : 10000;
+  if (!ofImages(model)) ask(model);
 }
 
 at("task").addEventListener("change", show);
@@ -173,17 +181,17 @@ for (const name of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
     event.preventDefault();  // else the browser opens the file in place of the page
     at("drop").classList.toggle("over", name === "dragover");
-    if (name === "drop" && event.dataTransfer.files.length && task()) {
+    if (name === "drop" && event.dataTransfer.files.length && task() && ofImages(task())) {
       recognise(event.dataTransfer.files[0]);
     }
   });
 }
 document.addEventListener("paste", (event) => {
   const files = event.clipboardData.files;
-  if (files.length && task()) recognise(files[0]);
+  if (files.length && task() && ofImages(task())) recognise(files[0]);
 });
 
-// --- images are generated -----------------------------------------------------------------------
+// --- samples are generated -----------------------------------------------------------------------
 
 at("generate").addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -198,12 +206,14 @@ at("generate").addEventListener("submit", async (event) => {
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(request),
     });
-    at("gallery").replaceChildren(...answer.items.map(sample));
+    if (ofImages(task())) at("gallery").replaceChildren(...answer.items.map(sample));
+    else list(answer.items);
     const missing = answer.shortfall.map((one) => `; ${one.missing} missing: ${one.reason}`).join("");
-    const made = `${answer.items.length} images by ${version(answer.model)}${missing}`;
+    const made = `${answer.items.length} ${ofImages(task()) ? "images" : "patients"} by ${version(answer.model)}${missing}`;
     at("made").replaceChildren(element("p", made, { class: "model" }));
   } catch (error) {
     at("gallery").replaceChildren();
+    at("rows").replaceChildren();
     complain(at("made"), error);
   } finally {
     button.disabled = false;
@@ -225,4 +235,4 @@ function sample(item) {
   return place;
 }
 
-look();
+document.addEventListener("DOMContentLoaded", look);  // once patient.js is there

@@ -31,6 +31,7 @@ from aigc_ray.task import (
     Stage,
     Step,
     Task,
+    whole,
 )
 from aigc_ray.tasks.diagnosis import data
 from aigc_ray.tasks.diagnosis.augment import augment, pad_crop, retaken
@@ -346,7 +347,7 @@ class Diagnosis(Task):
         logits: Tensor = networks["recogniser"](batch.value["image"])
         return logits.gather(1, target[:, None])[:, 0]
 
-    def answer(self, prediction: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def answer(self, prediction: Mapping[str, np.ndarray], record: Record) -> dict[str, Any]:
         probability = prediction["probability"]
         named = {
             name: round(float(p), 6) for name, p in zip(self.classes, probability, strict=True)
@@ -362,7 +363,7 @@ class Diagnosis(Task):
         unknown = set(request) - {"n", "seed", "class"}
         if unknown:
             raise UserError(f"generate takes n, seed and class; got {', '.join(sorted(unknown))}")
-        n, seed = _whole(request, "n", 1, 1, MOST_GENERATED), _whole(request, "seed", 0, 0, 2**63)
+        n, seed = whole(request, "n", 1, 1, MOST_GENERATED), whole(request, "seed", 0, 0, 2**63)
         labels = self._labels(request.get("class"), n)
         for start in range(0, n, 64):
             chosen = labels[start : start + 64]
@@ -424,10 +425,3 @@ class Diagnosis(Task):
         yield "Real images", data.grid(batch.value["image"][:32], 8)
         rows = "; ".join(self.classes[:8])
         yield f"Generated images, a row a class ({rows})", self.sample(model)
-
-
-def _whole(request: Mapping[str, Any], key: str, default: int, low: int, high: int) -> int:
-    value = request.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise UserError(f"{key} is a whole number from {low} to {high}; got {value!r}")
-    return value

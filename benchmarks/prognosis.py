@@ -1,0 +1,305 @@
+"""How well survival is foreseen, beside Cox, forests, boosting and DeepSurv on the same folds.
+
+    python -m benchmarks.prognosis FOLDER [--sets SET ...] [--arms ARM ...] [--seed 0]
+
+Five folds stratified by event; whatever is fitted is fitted to the training fold, of which ours
+holds back 15 % to choose its moment. Every model is judged by its curves alone, with the same
+functions: risk is minus the mean curve at 60 quantiles (.02 to .9) of the training events' times.
+Peers: lifelines' or scikit-survival's Cox, scikit-survival's random survival forest and gradient
+boosting, pycox's DeepSurv (benchmarks/requirements.txt). Each finished arm is kept in the result
+file, and the same command goes on from there (`--afresh` forgets them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+
+from aigc_ray import catalogue
+from aigc_ray.ingest import ingest, load_manifest
+from aigc_ray.model import Model
+from aigc_ray.storage import local
+from aigc_ray.tasks.prognosis import metrics
+from aigc_ray.tasks.prognosis.task import Prognosis
+from aigc_ray.train import train
+from aigc_ray.worker import split
+
+FOLDS = 5
+HELD_BACK = 0.15
+KEPT = ("harrell_c", "uno_c", "antolini_c", "ibs")
+QUANTILES = np.linspace(0.02, 0.9, 60)
+
+
+class Patients(NamedTuple):
+    """A set: columns (numbers, or pandas categories), times and events."""
+
+    columns: pd.DataFrame
+    time: np.ndarray
+    event: np.ndarray  # bool
+
+
+class Curves(NamedTuple):
+    """Survival (N, T) at times (T,)."""
+
+    times: np.ndarray
+    survival: np.ndarray
+
+
+Fit = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Curves]
+
+
+# --- the sets -----------------------------------------------------------------------------------
+
+
+def gbsg2() -> Patients:
+    """German breast cancer study group 2 (Schumacher et al. 1994), 686 patients."""
+    from lifelines.datasets import load_gbsg2
+
+    table = load_gbsg2()
+    table["tgrade"] = table["tgrade"].map({"I": 1.0, "II": 2.0, "III": 3.0})
+    return _patients(table, "time", table["cens"] == 1, ["cens"])
+
+
+def metabric() -> Patients:
+    """METABRIC in the columns of DeepSurv (Katzman et al. 2018), 1,904 patients."""
+    return _deepsurv("deepsurv_metabric")
+
+
+def support() -> Patients:
+    """SUPPORT in the columns of DeepSurv (Katzman et al. 2018), 8,873 patients."""
+    return _deepsurv("deepsurv_support")
+
+
+def pbc2() -> Patients:
+    """Primary biliary cirrhosis at the first visit (Fleming and Harrington 1991), 312 patients; a
+    transplant censors."""
+    table = pd.read_csv(catalogue.fetch("pbc2") / "pbc2.csv.gz")
+    table = table[table["year"] == 0].reset_index(drop=True)
+    dropped = ["sno.", "id", "year", "status", "status2"]
+    return _patients(table, "years", table["status2"] == 1, dropped)
+
+
+def _deepsurv(name: str) -> Patients:
+    folder = catalogue.fetch(name)
+    parts = [pd.read_csv(folder / f"{part}.csv.gz") for part in ("train", "test")]
+    table = pd.concat(parts, ignore_index=True)
+    return _patients(table, "time", table["event"] == 1, ["event"])
+
+
+def _patients(table: pd.DataFrame, time: str, event: Any, dropped: list[str]) -> Patients:
+    columns = table.drop(columns=[time, *dropped])
+    for name in columns:
+        if columns[name].dtype == object:
+            columns[name] = columns[name].astype("category")
+    return Patients(columns, table[time].to_numpy(float), event.to_numpy(bool))
+
+
+SETS = {"gbsg2": gbsg2, "pbc2": pbc2, "metabric": metabric, "support": support}
+
+
+# --- the peers ----------------------------------------------------------------------------------
+
+
+def numbers(columns: pd.DataFrame, train: np.ndarray) -> np.ndarray:
+    """(N, D): numbers standardised by the training rows, missing ones as their median with a flag,
+    categories as zeros and ones."""
+    found = []
+    for name in columns:
+        column = columns[name]
+        if isinstance(column.dtype, pd.CategoricalDtype):
+            codes = column.cat.codes.to_numpy()
+            found += [(codes == code).astype(float) for code in range(1, codes.max() + 1)]
+            missing = codes < 0
+        else:
+            values = column.to_numpy(float)
+            missing = np.isnan(values)
+            values = np.where(missing, np.nanmedian(values[train]), values)
+            spread = values[train].std() or 1.0
+            found.append((values - values[train].mean()) / spread)
+        if missing.any():
+            found.append(missing.astype(float))
+    return np.stack(found, 1)
+
+
+def coxph(x: np.ndarray, time: np.ndarray, event: np.ndarray, new: np.ndarray) -> Curves:
+    from sksurv.linear_model import CoxPHSurvivalAnalysis
+
+    return _sksurv(CoxPHSurvivalAnalysis(alpha=0.01), x, time, event, new)
+
+
+def rsf(x: np.ndarray, time: np.ndarray, event: np.ndarray, new: np.ndarray) -> Curves:
+    from sksurv.ensemble import RandomSurvivalForest
+
+    model = RandomSurvivalForest(200, min_samples_leaf=15, max_features="sqrt", random_state=0)
+    return _sksurv(model, x, time, event, new)
+
+
+def gbsa(x: np.ndarray, time: np.ndarray, event: np.ndarray, new: np.ndarray) -> Curves:
+    from sksurv.ensemble import GradientBoostingSurvivalAnalysis
+
+    model = GradientBoostingSurvivalAnalysis(n_estimators=100, max_depth=3, random_state=0)
+    return _sksurv(model, x, time, event, new)
+
+
+def _sksurv(
+    model: Any, x: np.ndarray, time: np.ndarray, event: np.ndarray, new: np.ndarray
+) -> Curves:
+    from sksurv.util import Surv
+
+    model.fit(x, Surv.from_arrays(event, time))
+    return _steps(model.unique_times_, model.predict_survival_function(new, return_array=True))
+
+
+def deepsurv(x: np.ndarray, time: np.ndarray, event: np.ndarray, new: np.ndarray) -> Curves:
+    """Two layers of 64, batch normalisation, dropout .2, Adam 1e-3, patience 15 on 15 %."""
+    import torchtuples
+    from pycox.models import CoxPH
+    from sklearn.model_selection import train_test_split
+
+    torch.manual_seed(0)
+    np.random.seed(0)
+    train, held = train_test_split(
+        np.arange(len(x)), test_size=HELD_BACK, stratify=event, random_state=0
+    )
+
+    def rows(at: np.ndarray) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        return x[at].astype("f4"), (time[at].astype("f4"), event[at].astype("f4"))
+
+    network = torchtuples.practical.MLPVanilla(
+        x.shape[1], [64, 64], 1, batch_norm=True, dropout=0.2, output_bias=False
+    )
+    model = CoxPH(network, torchtuples.optim.Adam(1e-3))
+    stop = [torchtuples.callbacks.EarlyStopping(patience=15)]
+    size = 64 if len(x) < 3000 else 256
+    options = {"val_data": rows(held), "val_batch_size": len(held), "verbose": False}
+    model.fit(*rows(train), size, 200, stop, **options)
+    model.compute_baseline_hazards()
+    found = model.predict_surv_df(new.astype("f4"))
+    return _steps(found.index.to_numpy(), found.to_numpy().T)
+
+
+def _steps(times: np.ndarray, survival: np.ndarray) -> Curves:
+    """Stairs as points: at each time the value before it and the one after."""
+    times = np.concatenate([[0.0], times])
+    survival = np.concatenate([np.ones((len(survival), 1)), survival], 1)
+    return Curves(np.repeat(times, 2)[1:], np.repeat(survival, 2, 1)[:, :-1])
+
+
+PEERS: dict[str, Fit] = {"coxph": coxph, "deepsurv": deepsurv, "rsf": rsf, "gbsa": gbsa}
+
+
+# --- ours ---------------------------------------------------------------------------------------
+
+SETTINGS: dict[str, Any] = {"num_workers": 0, "members": 1, "transfer_steps": 0}
+OURS = {"aigc": {}, "aigc_without_adversary": {"adversary": 0.0}}
+
+
+def aigc(
+    patients: Patients, train_rows: np.ndarray, test: np.ndarray, folder: Path, more: dict[str, Any]
+) -> Curves:
+    """A whole training on the fold, from a file on; the curves of its test rows in their order."""
+    from sklearn.model_selection import train_test_split
+
+    train_part, held = train_test_split(
+        train_rows, test_size=HELD_BACK, stratify=patients.event[train_rows], random_state=0
+    )
+    part = np.empty(len(patients.time), object)
+    part[train_part], part[held], part[test] = "train", "val", "test"
+    table = patients.columns.assign(
+        time=patients.time, event=patients.event.astype(int), split=part
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    features: dict[str, Any] = {}
+    for name in patients.columns:
+        category = isinstance(patients.columns[name].dtype, pd.CategoricalDtype)
+        features[name] = {"kind": "category" if category else "number"}
+    declared = {"time": "time", "event": "event", "split": "split", "features": features}
+    (folder / "columns.json").write_text(json.dumps(declared))
+    # Of equal rows in two splits the first one met is kept: the test split stays whole.
+    order = np.argsort([["test", "val", "train"].index(one) for one in part], kind="stable")
+    table.iloc[order].to_csv(folder / "patients.csv", index=False)
+    task = Prognosis(columns=str(folder / "columns.json"))
+    data = str(folder / "data")
+    ingest(task, str(folder / "patients.csv"), data, parallel=0)
+    large = len(train_part) > 3000
+    size = {"batch_size": 256 if large else 64, "steps": 1500 if large else 600}
+    size["validate_every"] = size["steps"] // 20
+    summary = train("prognosis", data, SETTINGS | size | more, register=False)
+    model = Model.open(_folder(summary["uri"]))
+    job = {"data": data, "description": load_manifest(data)}
+    found = [model.recognise(batch) for batch in split(job, model.task, "test")]
+    survival = torch.cat([one["survival"] for one in found]).numpy()
+    if len(survival) != len(test):
+        raise RuntimeError(f"{len(test) - len(survival)} test rows were left out of {data}")
+    return Curves(found[0]["times"][0].numpy(), survival)
+
+
+def _folder(uri: str) -> Path:
+    path = local(uri)
+    assert path is not None
+    return path / "model"
+
+
+# --- the comparison -----------------------------------------------------------------------------
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="for data and models")
+    parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
+    arms = [*PEERS, *OURS]
+    parser.add_argument("--arms", nargs="+", default=arms, choices=arms)
+    parser.add_argument("--afresh", action="store_true", help="forget what is done")
+    options = parser.parse_args()
+    os.environ["AIGC_HOME"] = str(options.folder.absolute() / "home")
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # of the peers
+    for name in options.sets:
+        patients = SETS[name]()
+        for arm in options.arms:
+            began, found = time.monotonic(), []
+            for fold, (train_rows, test) in enumerate(_folds(patients.event)):
+                if arm in PEERS:
+                    x = numbers(patients.columns, train_rows)
+                    known = x[train_rows], patients.time[train_rows], patients.event[train_rows]
+                    curves = PEERS[arm](*known, x[test])
+                else:
+                    where = options.folder / name / str(fold)
+                    curves = aigc(patients, train_rows, np.sort(test), where, OURS[arm])
+                found.append(_judged(curves, patients, train_rows, test))
+            seconds = time.monotonic() - began
+            print(name, arm, {k: _mean(found, k) for k in KEPT}, seconds, file=sys.stderr)
+
+
+def _folds(event: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    from sklearn.model_selection import StratifiedKFold
+
+    return StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(event, event)
+
+
+def _judged(
+    curves: Curves, patients: Patients, train_rows: np.ndarray, test: np.ndarray
+) -> dict[str, float]:
+    died = patients.time[train_rows][patients.event[train_rows]]
+    risk = -metrics.at(*curves, np.quantile(died, QUANTILES)).mean(1)
+    return metrics.figures(*curves, risk, patients.time[test], patients.event[test])
+
+
+def _mean(found: list[dict[str, float]], key: str) -> float:
+    return round(statistics.mean(one[key] for one in found), 4)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,367 @@
+"""Survival curves and cohorts, checked against simulated patients whose truth is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from aigc_ray import fidelity, noise
+from aigc_ray.adversary import Adversary
+from aigc_ray.errors import UserError
+from aigc_ray.ingest import ingest
+from aigc_ray.model import Model
+from aigc_ray.schema import Schema
+from aigc_ray.task import Batch
+from aigc_ray.tasks.prognosis import metrics
+from aigc_ray.tasks.prognosis.networks import Clock, Cohort, Encoder, Times
+from aigc_ray.tasks.prognosis.task import Prognosis
+from aigc_ray.worker import split
+from tests import cohort
+
+STEPS = 300
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model of 1,500 simulated patients, and its job."""
+    folder = tmp_path_factory.mktemp("prognosis")
+    cohort.write(folder / "patients.csv", 1500)
+    (folder / "columns.json").write_text(json.dumps(DECLARED))
+    task = Prognosis(columns=str(folder / "columns.json"), steps=STEPS, dropout=0.1)
+    manifest = ingest(task, str(folder / "patients.csv"), str(folder / "data"), parallel=0)
+    task = dataclasses.replace(task, schema=Schema.from_json(manifest["schema"]))
+    job = {"data": str(folder / "data"), "description": manifest}
+    rows = joined(split(job, task, "train"))
+    adversary = Adversary(task, seed=0)
+    adversary.prepare(iter([rows]))
+    random = np.random.default_rng(0)
+    for step in range(STEPS):
+        chosen = torch.from_numpy(random.integers(len(rows.row), size=128))
+        adversary.step(rows.take(chosen)._replace(row=noise.keys(step, torch.arange(128))))
+    return Model(task, [adversary.average], {"task": "prognosis"}), job
+
+
+def joined(batches) -> Batch:
+    parts = list(batches)
+    names = parts[0].value
+    return Batch(
+        {name: torch.cat([part.value[name] for part in parts]) for name in names},
+        {name: torch.cat([part.known[name] for part in parts]) for name in names},
+        torch.cat([part.weight for part in parts]),
+        torch.cat([part.row for part in parts]),
+    )
+
+
+DECLARED = {
+    "time": {"column": "time", "unit": "years"},
+    "event": "event",
+    "features": {
+        "age": {"kind": "number", "unit": "years"},
+        "marker": "number",
+        "therapy": {"kind": "category", "values": list(cohort.THERAPIES)},
+        "grade": {"kind": "ordinal", "values": ["0", "1", "2"]},
+    },
+}
+
+
+def patients(count: int, seed: int = 3) -> tuple[cohort.Cohort, list[dict]]:
+    found = cohort.made(count, seed)
+    items = [
+        {"age": a, "marker": m, "therapy": cohort.THERAPIES[t], "grade": str(g)}
+        for a, m, t, g in zip(
+            found.age.tolist(), found.marker.tolist(), found.therapy, found.grade, strict=True
+        )
+    ]
+    return found, items
+
+
+# --- curves -----------------------------------------------------------------------------------
+
+
+def test_survival_curves_start_at_one_and_never_rise(trained):
+    model, _ = trained
+    _, items = patients(300)
+    for answer in model.predict(items):
+        for name in ("survival", "low", "high"):
+            curve = np.array(answer["curve"][name])
+            assert curve[0] == 1
+            assert (np.diff(curve) <= 0).all()
+
+
+def test_curves_are_near_the_true_ones(trained):
+    model, _ = trained
+    found, items = patients(1500)
+    horizons = [1.0, 3.0]
+    answers = model.predict([item | {"horizons": horizons} for item in items])
+    said = np.array([[one["survival"] for one in a["horizons"]] for a in answers])
+    true = np.exp(-found.rate[:, None] * horizons)
+    crude = np.exp(-found.rate.mean() * np.array(horizons))
+    assert np.abs(said - true).mean() < 0.05
+    assert np.abs(said - true).mean() < 0.5 * np.abs(crude - true).mean()
+
+
+def test_medians_lie_where_half_are_left_and_intervals_hold_nine_tenths(trained):
+    model, _ = trained
+    found, items = patients(1500)
+    answers = model.predict(items)
+    died = found.death
+    ends = np.array([[a["interval"][0], a["interval"][1] or np.inf] for a in answers])
+    inside = ((ends[:, 0] <= died) & (died <= ends[:, 1])).mean()
+    assert 0.85 < inside < 0.96
+    before = [d < a["median"] for d, a in zip(died, answers, strict=True) if a["median"]]
+    assert np.mean(before) == pytest.approx(0.5, abs=0.08)
+
+
+def test_missing_features_are_answered_and_every_one_may_be_missing(trained):
+    model, _ = trained
+    whole = {"age": 75, "marker": 0.0, "therapy": "none", "grade": 2}
+    for name in whole:
+        (answer,) = model.predict([{k: v for k, v in whole.items() if k != name}])
+        assert 0 < answer["median"] < 4
+
+
+def test_values_outside_the_training_range_are_answered_with_a_warning(trained):
+    model, _ = trained
+    (usual, strange) = model.predict([{"age": 60}, {"age": 150, "horizons": [1000]}])
+    assert "warnings" not in usual
+    assert "age=150" in strange["warnings"][0]
+    assert "outside what was trained on" in strange["warnings"][0]
+    assert "1000" not in strange["warnings"][0]
+    assert "horizons" in strange["warnings"][1]
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ({"age": 60, "height": 170}, "height is not known"),
+        ({"age": "old"}, "age is a number"),
+        ({"age": float("inf")}, "age is a finite number"),
+        ({"therapy": "magic"}, "therapy is one of none, old, new"),
+        ({}, "a patient has at least one feature"),
+        ({"age": 60, "horizons": [-1]}, "horizons are times from 0 on"),
+        ({"age": 60, "horizons": {"a": 1}}, "horizons is a list"),
+    ],
+)
+def test_a_wrong_patient_is_refused_by_the_name_of_the_field(trained, item, words):
+    model, _ = trained
+    with pytest.raises(UserError, match=words):
+        model.predict([item])
+
+
+def test_the_chance_that_is_explained_is_that_of_the_curve(trained):
+    model, _ = trained
+    batch = model.task.encode({"age": np.array([55.0, 70.0])}, noise.keys(0, torch.arange(2)))
+    score = model.task.score(model.members[0], batch, torch.tensor([1.5, 1.5]))
+    told = model.recognise(batch)
+    curve = metrics.at(told["times"][0].numpy(), told["survival"].numpy(), np.array([1.5]))[:, 0]
+    np.testing.assert_allclose(score.numpy(), curve, atol=2e-3)
+
+
+def test_attributions_sum_to_what_sets_a_patient_apart(trained):
+    model, _ = trained
+    patient = {"age": 78, "marker": 0.1, "therapy": "none", "grade": 2, "horizons": [2.0]}
+    found = model.explain(model.parse(patient))
+    (answer,) = model.predict([patient])
+    assert found["survival"] == pytest.approx(answer["horizons"][0]["survival"], abs=2e-3)
+    total = sum(found["attributions"].values())
+    assert total == pytest.approx(found["survival"] - found["baseline"], abs=5e-3)
+    assert next(iter(found["attributions"])) == "age"  # it speaks most, and against
+    assert found["attributions"]["age"] < -0.1
+    assert abs(found["attributions"]["marker"]) < 0.03
+
+
+def test_what_if_is_answered_as_an_association(trained):
+    model, _ = trained
+    patient = {"age": 60, "therapy": "none", "grade": 1, "horizons": [2.0]}
+    changed = {"therapy": "new"}
+    (answer,) = model.predict([patient | {"what_if": changed}])
+    (other,) = model.predict([patient | changed])
+    assert answer["what_if"]["curve"] == other["curve"]
+    assert "association" in answer["what_if"]["warnings"][0]
+    assert answer["what_if"]["median"] > answer["median"]
+    with pytest.raises(UserError, match="what_if: height"):
+        model.predict([patient | {"what_if": {"height": 3}}])
+
+
+# --- hazards ----------------------------------------------------------------------------------
+
+
+def times(bins: int = 6, members: int = 3) -> Times:
+    torch.manual_seed(0)
+    made = Times(
+        Encoder(2, (3,)), members=members, bins=bins, width=8, depth=1, waves=3, dropout=0.0
+    )
+    made.fit(torch.linspace(0.1, 10, 200), torch.arange(200) % 2 == 0)
+    return made.eval()
+
+
+def hazards(network: Times, count: int = 5) -> torch.Tensor:
+    number = torch.randn(count, 2)
+    kinds = [torch.nn.functional.one_hot(torch.arange(count) % 4, 4).float()]
+    seen = network.encoder(number, torch.ones(count, 2, dtype=torch.bool), kinds)
+    torch.nn.init.normal_(network.head)
+    return network(seen)
+
+
+@torch.no_grad()
+def test_a_density_is_what_the_curve_loses():
+    network = times()
+    log_hazard = hazards(network)
+    when = torch.linspace(0.3, 12, 5)
+    near = torch.stack([when - 1e-3, when + 1e-3], 1)
+    left = torch.exp(-network.cumulated(log_hazard, near))  # (B, members, 2)
+    density = (left[:, :, 0] - left[:, :, 1]) / 2e-3
+    likely = network.log_likelihood(log_hazard, when, torch.ones(5))
+    torch.testing.assert_close(likely.exp(), density, rtol=0.02, atol=1e-4)
+    gone = network.log_likelihood(log_hazard, when, torch.zeros(5))
+    torch.testing.assert_close(gone, -network.cumulated(log_hazard, when[:, None])[:, :, 0])
+
+
+@torch.no_grad()
+def test_drawn_times_cumulate_the_hazard_that_was_spent():
+    network = times()
+    log_hazard = hazards(network)
+    spent, member = torch.tensor([0.01, 0.3, 1.0, 3.0, 9.0]), torch.tensor([0, 1, 2, 0, 1])
+    drawn = network.drawn(log_hazard, spent, member)
+    back = network.cumulated(log_hazard, drawn[:, None])[torch.arange(5), member, 0]
+    torch.testing.assert_close(back, spent, rtol=1e-4, atol=1e-5)
+
+
+def test_the_base_hazard_is_events_over_exposure():
+    network = times(bins=4)
+    time, event = torch.linspace(0.1, 10, 200), torch.arange(200) % 2 == 0
+    for place in range(4):
+        low, high = network.edges[place], network.edges[place + 1]
+        inside = (time > low) & (time <= high)
+        exposed = (time.clamp(max=high) - low).clamp(min=0).sum()
+        rate = (event & inside).sum() / exposed
+        assert float(network.base[place].exp()) == pytest.approx(float(rate), rel=0.05)
+
+
+def test_tied_times_leave_no_interval_empty():
+    network = times()
+    network.fit(torch.tensor([1.0] * 50 + [2.0] * 50), torch.ones(100, dtype=torch.bool))
+    assert (network.edges.diff() > 0).all()
+    assert torch.isfinite(network.base).all()
+
+
+def test_the_clock_says_what_share_is_shorter():
+    clock = Clock()
+    time = torch.sort(torch.distributions.Exponential(0.2).sample((999,))).values
+    clock.fit(time)
+    share = clock(time)
+    torch.testing.assert_close(share, torch.linspace(0, 1, 999), atol=0.02, rtol=0)
+
+
+# --- cohorts ----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_an_untrained_generator_has_the_columns_and_their_ties():
+    random = np.random.default_rng(0)
+    x = random.normal(size=3000)
+    number = torch.tensor(
+        np.stack([50 + 10 * x, np.round(np.exp(x + random.normal(size=3000)))], 1)
+    )
+    known = torch.ones(3000, 2, dtype=torch.bool)
+    known[:, 1] = torch.from_numpy(random.random(3000) < 0.8)
+    code = torch.from_numpy((x > 0.5).astype(int))
+    generator = Cohort(2, (2,), width=8)
+    generator.fit(number.float(), known, [code])
+    made, seen, (kind,) = generator(noise.normal(noise.keys(0, torch.arange(3000)), "", (5,)))
+    assert float(made[:, 0].mean()) == pytest.approx(50, abs=1)
+    assert float(made[:, 0].std()) == pytest.approx(10, abs=1)
+    assert (made[:, 1] == made[:, 1].round()).all()  # counts stay whole
+    assert float(seen[:, 1].float().mean()) == pytest.approx(0.8, abs=0.03)
+    assert float(kind[:, 1].mean()) == pytest.approx(float(code.float().mean()), abs=0.03)
+    tied = np.corrcoef(made[:, 0].numpy(), kind[:, 1].numpy())[0, 1]
+    assert tied == pytest.approx(np.corrcoef(x, code)[0, 1], abs=0.15)
+
+
+def test_no_patients_own_extreme_is_kept():
+    number = torch.cat([torch.randn(500), torch.tensor([1000.0])])[:, None]
+    generator = Cohort(1, (), width=8)
+    generator.fit(number, torch.ones(501, 1, dtype=torch.bool), [])
+    assert float(generator.values.max()) < 500
+
+
+def test_a_generated_cohort_is_like_the_real_one_and_no_copy(trained):
+    model, job = trained
+    parts = {name: list(split(job, model.task, name)) for name in ("train", "val", "test")}
+    found = fidelity.fidelity(model, parts["train"], parts["val"], parts["test"])
+    assert found["coverage"] > 0.85
+    assert not found["copies"]
+
+
+def test_what_is_learned_from_a_cohort_holds_for_real_patients(trained):
+    model, job = trained
+    parts = {name: list(split(job, model.task, name)) for name in ("train", "test")}
+    found = fidelity.transfer(model, parts["train"], parts["test"], 60)
+    assert found["trtr_harrell_c"] > 0.65
+    assert found["tstr_over_trtr"] > 0.93
+
+
+def test_generated_patients_are_whole_and_the_same_again(trained):
+    model, _ = trained
+    items = model.generate(n=200, seed=4)
+    assert items == model.generate(n=200, seed=4)
+    assert items[150]["number"] == 150
+    assert {"age", "marker", "therapy", "grade", "time", "event"} <= set(items[0])
+    assert {item["therapy"] for item in items} == set(cohort.THERAPIES)
+    assert any(item["age"] is None for item in items)
+    assert {item["event"] for item in items} == {0, 1}
+
+
+def test_the_times_of_one_patient_follow_the_patients_curve(trained):
+    model, _ = trained
+    patient = {"age": 70, "therapy": "none", "grade": 1}
+    drawn = np.array([item["time"] for item in model.generate(n=2000, seed=0, patient=patient)])
+    (answer,) = model.predict([patient])
+    assert np.median(drawn) == pytest.approx(answer["median"], rel=0.1)
+    assert np.quantile(drawn, 0.05) == pytest.approx(answer["interval"][0], rel=0.25, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"n": 0}, "n is a whole number"),
+        ({"n": 2, "class": "x"}, "generate takes n, seed and patient"),
+        ({"n": 2, "patient": [1]}, "patient is an object"),
+        ({"n": 2, "patient": "{"}, "patient is a JSON object"),
+        ({"n": 2, "patient": {"height": 3}}, "height is not known"),
+    ],
+)
+def test_a_wrong_request_is_refused(trained, request_, words):
+    model, _ = trained
+    with pytest.raises(UserError, match=words):
+        model.generate(**request_)
+
+
+# --- the critic's part ------------------------------------------------------------------------
+
+
+def test_without_the_adversary_the_recogniser_does_not_hear_the_critic(trained):
+    model, job = trained
+    rows = joined(split(job, model.task, "train"))
+    batch = rows.take(torch.arange(64))
+    losses = {}
+    for weight in (0.0, 0.5):
+        task = dataclasses.replace(model.task, adversary=weight, dropout=0.0)
+        adversary = Adversary(task, seed=0)
+        adversary.prepare(iter([rows]))
+        for _ in range(STEPS // 2):
+            losses[weight] = adversary.step(batch)["recogniser"]
+    assert losses[0.0] != losses[0.5]
+
+
+def test_settings_are_checked():
+    with pytest.raises(UserError, match="dropout is at least 0 and below 1"):
+        Prognosis(dropout=1.0)
+    with pytest.raises(UserError, match="adversary is 0 or more"):
+        Prognosis(adversary=-1)
+    with pytest.raises(UserError, match="mixture is at least 1"):
+        Prognosis(mixture=0)
