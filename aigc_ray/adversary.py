@@ -181,7 +181,8 @@ class Adversary:
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [p.grad for p in parameters if p.grad is not None]
         if _world() > 1:
-            buffers = [b for b in network.buffers() if b.is_floating_point()]
+            # Other buffers are constants, which the graph of a draw may hold.
+            buffers = [b for name, b in network.named_buffers() if ".running_" in f".{name}"]
             if buffers:
                 torch._foreach_div_(buffers, float(_world()))
             shared = gradients + buffers

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from functools import cache
 from http.client import HTTPException
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import IO, Any
@@ -24,6 +25,7 @@ from urllib.request import Request, urlopen
 from aigc_ray import storage
 from aigc_ray.errors import UserError
 
+COLUMNS = "columns.json"  # beside the file of a table
 LIMIT = 4 << 30  # bytes of a file whose length the catalogue does not know
 
 
@@ -47,13 +49,16 @@ def entry(name: str) -> dict[str, Any]:
 def fetch(name: str, home: str | None = None, timeout: float = 10.0) -> Path:
     """The local file of a data set (the folder, if it has several), fetched if it is not here yet.
 
-    It is looked for in HOME/data/raw/NAME, then in AIGC_DATA_MIRROR, then at its own address, which
-    has `timeout` seconds to answer.
+    It is looked for in HOME/data/raw/NAME, then in AIGC_DATA_MIRROR, in an installed package, and
+    at its own address, which has `timeout` seconds to answer. Where it is known what a table's
+    columns are, `columns.json` beside it says so.
     """
     copies_of_files = entry(name)["files"]
     root = storage.local(home or storage.home()) or storage.cache()
     folder = root / "data" / "raw" / name
     paths = [_fetch_file(name, copies, folder, timeout) for copies in copies_of_files]
+    if declared := entry(name).get("columns"):  # what `ingest … columns=FILE` takes
+        storage.write_json(str(folder / COLUMNS), declared)
     return paths[0] if len(paths) == 1 else folder
 
 
@@ -79,6 +84,11 @@ def _fetch_file(name: str, copies: list[dict[str, Any]], folder: Path, timeout: 
                 storage.copy(uri, partial)
                 return _keep(partial, uri, copies, folder / copy["file"])
         for copy in copies:
+            if "package" in copy:
+                found = _installed(copy["package"])
+                storage.copy(str(found), partial)
+                return _keep(partial, str(found), copies, folder / copy["file"])
+        for copy in copies:
             if "url" in copy:
                 _download(name, copy, partial, folder, timeout)
                 return _keep(partial, copy["url"], copies, folder / copy["file"])
@@ -86,6 +96,15 @@ def _fetch_file(name: str, copies: list[dict[str, Any]], folder: Path, timeout: 
         f"{name} has no public address for {copies[0]['file']}: put it into {folder}, or set "
         f"AIGC_DATA_MIRROR to a folder that holds {copies[0].get('mirror')}"
     )
+
+
+def _installed(path: str) -> Path:
+    """A file inside an installed package, which is not imported."""
+    package, _, inside = path.partition("/")
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"{path} is part of the package {package}, which is not installed")
+    return Path(spec.origin).parent / inside
 
 
 def _keep(partial: Path, source: str, copies: list[dict[str, Any]], path: Path) -> Path:

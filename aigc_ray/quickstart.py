@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from aigc_ray import catalogue, cluster, registry, serving, storage
+from aigc_ray import catalogue, cluster, config, registry, serving, storage
 from aigc_ray.ingest import ingest, load_manifest
 from aigc_ray.tasks import task_class
 from aigc_ray.tasks.diagnosis import phantoms
@@ -31,6 +31,13 @@ SETTINGS = {
     "generated_share": 0,
     "transfer_steps": 40,
 }
+# A minute more: patients of a real study, which come with an installed package.
+PATIENTS = "gbsg2"
+PROGNOSIS = {"num_workers": 2, "steps": 300, "validate_every": 50, "transfer_steps": 100}
+PATIENT: dict[str, Any] = {
+    "age": 55, "horTh": "yes", "tsize": 30, "tgrade": "II", "pnodes": 4, "horizons": [365, 1095],
+}  # fmt: skip
+FORESEEN = ("harrell_c", "ibs", "d_calibration_p")
 WORKERS = 2
 TOLD = ("auc", "acc", "ece", "answered", "answered_acc")  # of the test split
 BUCKET = "aigc-quickstart"
@@ -70,11 +77,18 @@ def quickstart(*, s3: bool = False, leave: bool = False, port: int = 8000) -> di
         done("train", f"{summary['model']}, test split {_told(metrics)}")
         registry.promote(summary["model"])
         done("promote", f"diagnosis@production is {summary['model']}")
+        foreseen = _prognosis()
+        found = foreseen["metrics"]["test"]
+        told = _told({name: found[name] for name in FORESEEN if found.get(name) is not None})
+        done("prognosis", f"{foreseen['model']}, patients of {PATIENTS}, test split {told}")
         stack.callback(serving.run(port=port, block=False))
         address = f"http://127.0.0.1:{port}"
         done("serve", address)
-        answer = _ask(address, data)
+        answer = _ask(address, "diagnosis", _image(data))
         done("request", json.dumps(answer["items"][0]))
+        course = _ask(address, "prognosis", PATIENT)
+        curve = course["items"][0]
+        done("patient", json.dumps({key: curve[key] for key in ("median", "interval", "horizons")}))
         total = round(time.monotonic() - began, 1)
         report = summary["report"]
         seen = _link(report) if s3 else report
@@ -86,6 +100,12 @@ def quickstart(*, s3: bool = False, leave: bool = False, port: int = 8000) -> di
                 "synthetic": synthetic,
                 "training": summary["training"],
                 "answer": answer,
+                "prognosis": {
+                    "metrics": foreseen["metrics"],
+                    "training": foreseen["training"],
+                    "answer": course,
+                    "report": foreseen["report"],
+                },
                 "page": address,
                 "report": report,
             }
@@ -119,8 +139,21 @@ def _source() -> tuple[Path, bool]:
     return path, True
 
 
-def _ask(address: str, data: str) -> dict[str, Any]:
-    """The served model's answer for the first image of the test split."""
+def _prognosis() -> dict[str, Any]:
+    """A model of patients' courses, trained and promoted."""
+    source = catalogue.fetch(PATIENTS)
+    task = config.override(
+        task_class("prognosis")(), {"columns": str(source.parent / catalogue.COLUMNS)}
+    )
+    data = storage.join(storage.home(), "data", PATIENTS)
+    ingest(task, str(source), data, parallel=0)
+    summary = train("prognosis", data, PROGNOSIS)
+    registry.promote(summary["model"])
+    return summary
+
+
+def _image(data: str) -> dict[str, Any]:
+    """The first image of the test split, as a request holds it."""
     import torch
 
     from aigc_ray import rows
@@ -130,10 +163,14 @@ def _ask(address: str, data: str) -> dict[str, Any]:
     facts = load_manifest(data)
     first = next(rows.scan(data, facts, "test", ["image"]))
     batch = encode(first, torch.zeros(len(first["image"])), Schema.from_json(facts["schema"]))
-    image = base64.b64encode(png(batch.value["image"][0])).decode()
+    return {"image": base64.b64encode(png(batch.value["image"][0])).decode()}
+
+
+def _ask(address: str, task: str, item: dict[str, Any]) -> dict[str, Any]:
+    """A served model's answer."""
     request = urllib.request.Request(
-        f"{address}/v1/diagnosis/predict",
-        json.dumps({"items": [{"image": image}]}).encode(),
+        f"{address}/v1/{task}/predict",
+        json.dumps({"items": [item]}).encode(),
         {"Content-Type": "application/json"},
     )
     if token := os.environ.get("AIGC_TOKEN"):

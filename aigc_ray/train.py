@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import aigc_ray
-from aigc_ray import assess, checkpoint, config, lease, registry, report, storage
+from aigc_ray import assess, checkpoint, config, lease, manifest, registry, report, storage
 from aigc_ray import model as models
 from aigc_ray.adversary import Adversary
 from aigc_ray.cluster import session
@@ -312,7 +312,8 @@ def finish(
             (folder / "report.html").write_bytes(page)
             summary["model"] = f"{task.name}:{registry.register(task.name, folder)}"
         else:
-            storage.upload(folder, storage.join(uri, "model"), last="model.json")
+            manifest.seal(folder)  # a MODEL all the same, by its address
+            storage.upload(folder, storage.join(uri, "model"), last=manifest.NAME)
     return summary
 
 

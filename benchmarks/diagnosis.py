@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -276,12 +275,7 @@ def _distances(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _summary(every: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {key: _spread([one[key] for one in every]) for key in every[0]}
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    sd = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": round(statistics.mean(values), 4), "sd": round(sd, 4), "n": len(values)}
+    return {key: record.mean([one[key] for one in every]) for key in every[0]}
 
 
 def _paired(arms: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, Any]:
@@ -295,7 +289,7 @@ def _paired(arms: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, 
             ours, theirs = ([arms[arm][seed][key] for seed in seeds] for arm in ("aigc", other))
             gaps = [a - b for a, b in zip(ours, theirs, strict=True)]
             p = float(ttest_rel(ours, theirs).pvalue) if len(gaps) > 1 and any(gaps) else None
-            found[f"{key}_over_{other}"] = {**_spread(gaps), "p": p}
+            found[f"{key}_over_{other}"] = {**record.mean(gaps), "p": p}
     return found
 
 

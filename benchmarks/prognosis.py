@@ -1,12 +1,12 @@
 """How well survival is foreseen, beside Cox, forests, boosting and DeepSurv on the same folds.
 
-    python -m benchmarks.prognosis FOLDER [--sets SET ...] [--arms ARM ...] [--seed 0]
+    python -m benchmarks.prognosis FOLDER [--sets SET ...] [--arms ARM ...]
 
 Five folds stratified by event; whatever is fitted is fitted to the training fold, of which ours
 holds back 15 % to choose its moment. Every model is judged by its curves alone, with the same
 functions: risk is minus the mean curve at 60 quantiles (.02 to .9) of the training events' times.
-Peers: lifelines' or scikit-survival's Cox, scikit-survival's random survival forest and gradient
-boosting, pycox's DeepSurv (benchmarks/requirements.txt). Each finished arm is kept in the result
+Peers: scikit-survival's Cox, random survival forest and gradient boosting, pycox's DeepSurv
+(benchmarks/requirements.txt). Each finished arm is kept in the result
 file, and the same command goes on from there (`--afresh` forgets them).
 """
 
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import sys
 import time
 import warnings
@@ -27,7 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from aigc_ray import catalogue
+from aigc_ray import catalogue, config
 from aigc_ray.ingest import ingest, load_manifest
 from aigc_ray.model import Model
 from aigc_ray.storage import local
@@ -35,9 +34,11 @@ from aigc_ray.tasks.prognosis import metrics
 from aigc_ray.tasks.prognosis.task import Prognosis
 from aigc_ray.train import train
 from aigc_ray.worker import split
+from benchmarks import record
 
 FOLDS = 5
 HELD_BACK = 0.15
+SIGNIFICANT = 0.05  # of D-calibration
 KEPT = ("harrell_c", "uno_c", "antolini_c", "ibs")
 QUANTILES = np.linspace(0.02, 0.9, 60)
 
@@ -55,6 +56,7 @@ class Curves(NamedTuple):
 
     times: np.ndarray
     survival: np.ndarray
+    held_back_nll: float | None = None  # by which settings are chosen
 
 
 Fit = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Curves]
@@ -243,7 +245,7 @@ def aigc(
     survival = torch.cat([one["survival"] for one in found]).numpy()
     if len(survival) != len(test):
         raise RuntimeError(f"{len(test) - len(survival)} test rows were left out of {data}")
-    return Curves(found[0]["times"][0].numpy(), survival)
+    return Curves(found[0]["times"][0].numpy(), survival, summary["metrics"]["val"]["nll"])
 
 
 def _folder(uri: str) -> Path:
@@ -262,25 +264,51 @@ def main() -> None:
     arms = [*PEERS, *OURS]
     parser.add_argument("--arms", nargs="+", default=arms, choices=arms)
     parser.add_argument("--afresh", action="store_true", help="forget what is done")
+    parser.add_argument("--try", nargs="*", metavar="key=value", help="settings; keep nothing")
     options = parser.parse_args()
     os.environ["AIGC_HOME"] = str(options.folder.absolute() / "home")
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of the peers
+    trial = None if getattr(options, "try") is None else config.parse(getattr(options, "try"))
+    path = record.RESULTS / "prognosis.json"
+    done: dict[str, Any] = {}
+    if path.exists() and not (options.afresh or trial is not None):
+        done = json.loads(path.read_text())["metrics"]
     for name in options.sets:
         patients = SETS[name]()
         for arm in options.arms:
-            began, found = time.monotonic(), []
-            for fold, (train_rows, test) in enumerate(_folds(patients.event)):
-                if arm in PEERS:
-                    x = numbers(patients.columns, train_rows)
-                    known = x[train_rows], patients.time[train_rows], patients.event[train_rows]
-                    curves = PEERS[arm](*known, x[test])
-                else:
-                    where = options.folder / name / str(fold)
-                    curves = aigc(patients, train_rows, np.sort(test), where, OURS[arm])
-                found.append(_judged(curves, patients, train_rows, test))
-            seconds = time.monotonic() - began
-            print(name, arm, {k: _mean(found, k) for k in KEPT}, seconds, file=sys.stderr)
+            if arm in done.get(name, {}):
+                continue
+            found = compared(arm, patients, options.folder / name, trial or {})
+            print(json.dumps({name: {arm: found}}), file=sys.stderr, flush=True)
+            done.setdefault(name, {})[arm] = found
+            if trial is None:
+                command = "python -m benchmarks.prognosis FOLDER"
+                record.save("prognosis", done, seeds=[0], command=command)
+
+
+def compared(arm: str, patients: Patients, folder: Path, trial: dict[str, Any]) -> dict[str, Any]:
+    """An arm's figures over the folds."""
+    found, held_back, began = [], [], time.monotonic()
+    for fold, (train_rows, test) in enumerate(_folds(patients.event)):
+        if arm in PEERS:
+            x = numbers(patients.columns, train_rows)
+            known = x[train_rows], patients.time[train_rows], patients.event[train_rows]
+            curves = PEERS[arm](*known, x[test])
+        else:
+            where = folder / str(fold)
+            curves = aigc(patients, train_rows, test, where, OURS[arm] | trial)
+            held_back.append(curves.held_back_nll)
+        found.append(_judged(curves, patients, train_rows, test))
+    calibrated = sum(one["d_calibration_p"] > SIGNIFICANT for one in found)
+    return {
+        **{key: record.mean([one[key] for one in found]) for key in KEPT},
+        "dcal_folds": calibrated,
+        "seconds": round(time.monotonic() - began, 1),
+        "folds": [{key: round(value, 5) for key, value in one.items()} for one in found],
+        "commit": record.commit(),
+        **({"held_back_nll": round(float(np.mean(held_back)), 4)} if held_back else {}),
+    }
 
 
 def _folds(event: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -293,12 +321,9 @@ def _judged(
     curves: Curves, patients: Patients, train_rows: np.ndarray, test: np.ndarray
 ) -> dict[str, float]:
     died = patients.time[train_rows][patients.event[train_rows]]
-    risk = -metrics.at(*curves, np.quantile(died, QUANTILES)).mean(1)
-    return metrics.figures(*curves, risk, patients.time[test], patients.event[test])
-
-
-def _mean(found: list[dict[str, float]], key: str) -> float:
-    return round(statistics.mean(one[key] for one in found), 4)
+    times, survival, _ = curves
+    risk = -metrics.at(times, survival, np.quantile(died, QUANTILES)).mean(1)
+    return metrics.figures(times, survival, risk, patients.time[test], patients.event[test])
 
 
 if __name__ == "__main__":

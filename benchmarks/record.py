@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import statistics
 import subprocess
 import threading
 import time
@@ -139,6 +140,12 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         ordered[middle] if len(ordered) % 2 else math.fsum(ordered[middle - 1 : middle + 1]) / 2
     )
     return {"median": median, "min": ordered[0], "max": ordered[-1]}
+
+
+def mean(values: Sequence[float]) -> dict[str, float]:
+    """Mean and standard deviation of repeated measurements."""
+    sd = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": round(statistics.mean(values), 4), "sd": round(sd, 4), "n": len(values)}
 
 
 def busy(seconds: float = 1.0) -> float:

@@ -14,6 +14,8 @@ import pytest
 
 from aigc_ray import catalogue, storage
 from aigc_ray.errors import UserError
+from aigc_ray.tasks import TASKS
+from aigc_ray.tasks.prognosis.task import Prognosis
 from tests.s3 import Faulty, serving
 
 DATA = b"a small data set"
@@ -40,20 +42,36 @@ def silent() -> Iterator[str]:
 
 
 def test_every_entry_says_where_it_is_from_and_under_what_terms() -> None:
-    assert catalogue.names() == ["pneumoniamnist", "retinamnist"]
+    assert {"pneumoniamnist", "retinamnist", "gbsg2"} <= set(catalogue.names())
     for name in catalogue.names():
         entry = catalogue.entry(name)
-        assert entry["task"] == "diagnosis"
+        assert entry["task"] in TASKS
         assert all(entry[key] for key in ("licence", "citation", "note", "files"))
         for copies in entry["files"]:
-            assert any(copy.get("url", "").startswith("https://") for copy in copies)
+            assert all(copy.keys() & {"url", "mirror", "package"} for copy in copies)
+            assert all(copy.get("url", "https://").startswith("https://") for copy in copies)
             assert all("sha256" in copy or "md5" in copy for copy in copies)
             assert all("sha256" in copy for copy in copies if "mirror" in copy)
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    with pytest.raises(UserError, match="no data set 'mnist'; there are: pneumoniamnist, retina"):
+    with pytest.raises(UserError, match="no data set 'mnist'; there are: gbsg2, metabric, pbc2"):
         catalogue.fetch("mnist")
+
+
+def test_a_set_inside_a_package_comes_with_what_its_columns_are(tmp_path: Path) -> None:
+    path = catalogue.fetch("gbsg2", str(tmp_path))
+    task, sources = Prognosis(columns=str(path.parent / catalogue.COLUMNS)).survey(str(path))
+    assert task.schema["tgrade"].ordered
+    assert sum(source["rows"] for source in sources) == 686
+
+
+def test_a_package_that_is_not_installed_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed(monkeypatch, {"file": "a.csv", "package": "nowhere_at_all/a.csv", "sha256": SHA256})
+    with pytest.raises(UserError, match="the package nowhere_at_all, which is not installed"):
+        catalogue.fetch("small", str(tmp_path))
 
 
 def test_a_file_at_home_is_used_without_any_network(

@@ -179,11 +179,17 @@ def test_a_quickstart_whose_bucket_is_gone_does_not_promise_to_go_on(monkeypatch
 def test_the_quickstart_goes_the_whole_way_through_s3(monkeypatch, capsys, free_port):
     """Without any data within reach, on phantoms, in a bucket of a server on loopback."""
 
+    fetch = catalogue.fetch
+
     def unreachable(name, home=None, timeout=10.0):
+        if name == quickstart.PATIENTS:
+            return fetch(name)
         raise catalogue.Unreachable(f"{name}: nothing answers within {timeout:g} s")
 
     monkeypatch.setattr(catalogue, "fetch", unreachable)
     monkeypatch.setattr(quickstart, "SETTINGS", TINY | {"num_workers": 2, "steps": 4})
+    small = {"num_workers": 2, "steps": 40, "validate_every": 20, "transfer_steps": 20}
+    monkeypatch.setattr(quickstart, "PROGNOSIS", small)
     link, pages = quickstart._link, []
 
     def followed(uri):
@@ -199,5 +205,9 @@ def test_the_quickstart_goes_the_whole_way_through_s3(monkeypatch, capsys, free_
     assert result["answer"]["model"]["version"] == 1
     assert set(result["answer"]["items"][0]["probabilities"]) == set(phantoms.CLASSES)
     assert set(result["seconds"]) >= {"data", "ingest", "train", "serve", "request", "total"}
+    course = result["prognosis"]["answer"]
+    assert course["model"]["task"] == "prognosis"
+    assert [one["time"] for one in course["items"][0]["horizons"]] == [365, 1095]
+    assert result["prognosis"]["metrics"]["test"]["harrell_c"] > 0.6
     assert result["report"].startswith("s3://") and "</html>" in pages[0]
     assert "the report  http://127.0.0.1:" in err and "HTTP/1.1" not in err

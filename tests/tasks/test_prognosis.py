@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 
 from aigc_ray import fidelity, noise
 from aigc_ray.adversary import Adversary
@@ -365,3 +368,58 @@ def test_settings_are_checked():
         Prognosis(adversary=-1)
     with pytest.raises(UserError, match="mixture is at least 1"):
         Prognosis(mixture=0)
+
+
+# --- workers ----------------------------------------------------------------------------------
+
+
+def started(task: Prognosis, rows: Batch) -> Adversary:
+    adversary = Adversary(task, seed=0)
+    adversary.prepare(iter([rows]))
+    return adversary
+
+
+def stepped(adversary: Adversary, rows: Batch, until: int, share: tuple[int, int] = (0, 1)):
+    """On to a step, each of 64 rows, of which a worker has its part."""
+    part = 64 // share[1]
+    while adversary.step_number < until:
+        number = adversary.step_number * 64 + share[0] * part + torch.arange(part)
+        batch = rows.take(number % len(rows.row))
+        adversary.step(batch._replace(row=noise.keys(0, number)))
+    return adversary
+
+
+def weights(adversary: Adversary) -> torch.Tensor:
+    return torch.cat([value.flatten().double() for value in adversary.averaged().values()])
+
+
+def worker(rank, port, path, task, rows):
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    adversary = stepped(started(task, rows), rows, 20, (rank, 2))
+    if rank == 0:
+        torch.save(weights(adversary), path)
+    dist.destroy_process_group()
+    os._exit(0)  # gloo's threads outlive the group
+
+
+def test_two_workers_with_half_the_rows_equal_one_with_all(trained, tmp_path, free_port):
+    model, job = trained
+    rows = joined(split(job, model.task, "train"))
+    # At low rates, for rounding grows with them.
+    slow = {"adversary_rate": 5e-5, "recogniser_rate": 5e-5, "steps": 20, "adversary": 1.0}
+    task = dataclasses.replace(model.task, **slow)
+    mp.spawn(worker, (free_port, tmp_path / "weights", task, rows), nprocs=2)
+    start, alone = started(task, rows), stepped(started(task, rows), rows, 20)
+    assert (weights(alone) - weights(start)).abs().max() > 3e-4
+    assert (torch.load(tmp_path / "weights") - weights(alone)).abs().max() < 1e-5
+
+
+def test_a_run_taken_up_again_is_the_run_never_put_down(trained):
+    model, job = trained
+    rows = joined(split(job, model.task, "train"))
+    whole = stepped(started(model.task, rows), rows, 12)
+    first = stepped(started(model.task, rows), rows, 5)
+    second = Adversary(model.task, seed=0)
+    second.load(*(first.state()[0], first.averaged(), first.state()[1]))
+    assert torch.equal(weights(stepped(second, rows, 12)), weights(whole))

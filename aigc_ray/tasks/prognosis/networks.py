@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aigc_ray import noise
+
 QUANTILES = 8  # pieces that a number is cut into, by the training rows' quantiles
 FINE = 4  # points of the grid in each interval of constant hazard
 LOG_HAZARD = 8.0  # at most, either way of the base: e^8 is three thousand times as likely
@@ -112,7 +114,7 @@ class Times(nn.Module):
         self.layers = nn.ModuleList(
             Shared(a, b, members, first=n == 0) for n, (a, b) in enumerate(pairwise(sizes))
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.straight = nn.Linear(encoder.size, waves, bias=False)
         self.head = nn.Parameter(torch.randn(members, width, waves) * 0.01)
         nn.init.zeros_(self.straight.weight)
@@ -140,11 +142,19 @@ class Times(nn.Module):
         """int64: the interval (open to the left) that a time lies in."""
         return (torch.searchsorted(self.edges, time.contiguous()) - 1).clamp(0, self.bins - 1)
 
-    def forward(self, seen: Tensor) -> Tensor:
-        """(B, members, bins) logarithms of hazards per unit of time, of encoded patients."""
+    def forward(self, seen: Tensor, row: Tensor | None = None) -> Tensor:
+        """(B, members, bins) logarithms of hazards per unit of time, of encoded patients.
+
+        Args:
+            row: (B,) keys, in training: units are dropped by the row's own noise, so that it is the
+                same for any number of workers.
+        """
         hidden = seen[:, None].expand(-1, self.members, -1)
-        for layer in self.layers:
-            hidden = self.dropout(F.silu(layer(hidden)))
+        for number, layer in enumerate(self.layers):
+            hidden = F.silu(layer(hidden))
+            if row is not None and self.dropout:
+                kept = noise.uniform(row, f"dropout/{number}", (1, hidden.shape[2])) >= self.dropout
+                hidden = hidden * kept / (1 - self.dropout)
         shape = torch.einsum("bmw,mwj->bmj", hidden, self.head) + self.straight(seen)[:, None]
         change = LOG_HAZARD * torch.tanh(shape @ self.waves / LOG_HAZARD)
         return self.base + change

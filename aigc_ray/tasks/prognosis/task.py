@@ -194,11 +194,11 @@ class Prognosis(Task):
     def stages(self) -> tuple[Stage, ...]:
         adversary = Optimizer(self.adversary_rate, betas=(0.0, 0.95))
         learner = Optimizer(self.recogniser_rate, (0.9, 0.99), weight_decay=1e-3, final=0.05)
-        players = (
+        players = (  # the generator's gradient goes through the ends that these two draw
             Player("critic", self._critic_loss, adversary),
+            Player("generator", self._generator_loss, adversary),
             Player("recogniser", self._recogniser_loss, learner),
             Player("censoring", self._censoring_loss, learner),
-            Player("generator", self._generator_loss, adversary),
         )
         return (Stage("adversarial", self.steps, players),)
 
@@ -274,7 +274,7 @@ class Prognosis(Task):
     ) -> Tensor:
         network, told = _times(networks, "recogniser"), real.known["event"]
         patients = self._patients(real)
-        hazards = network(network.encoder(*self._hidden(patients, real.row)))
+        hazards = network(network.encoder(*self._hidden(patients, real.row)), real.row)
         likely = network.log_likelihood(hazards, real.value["time"], real.value["event"])
         loss = -step.mean(likely.mean(1), real.weight * told)
         weight = self.adversary * min(1.0, 4 * step.progress)
@@ -294,7 +294,7 @@ class Prognosis(Task):
     ) -> Tensor:
         network = _times(networks, "censoring")
         patients = self._hidden(self._patients(real), real.row)
-        hazards = network(network.encoder(*patients))
+        hazards = network(network.encoder(*patients), real.row)
         lost = 1 - real.value["event"]
         likely = network.log_likelihood(hazards, real.value["time"], lost)
         return -step.mean(likely.mean(1), real.weight * real.known["event"])
