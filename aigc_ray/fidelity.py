@@ -68,6 +68,11 @@ def fidelity(
         **filled._asdict(),
         "coverage_real": own.coverage,
     }
+    if known.plain is None:  # rows of a table are few bytes, and have columns to compare
+        there = joined(test, ROWS)
+        found |= model.task.compared(there, joined(_drawn(model, [there], SEED), ROWS))
+        alike = model.task.compared(there, joined(held_back, ROWS))
+        found |= {f"{name}_real": value for name, value in alike.items()}
     found |= _memory(model, known, look, held_back)
     return found
 
@@ -88,6 +93,10 @@ def _memory(
         far = distances.nearest(space(getattr(unseen, name)), known_rows).distance
         prefix = "" if name == "features" else "plain_"
         found[f"{prefix}nn_auc"] = distances.nearest_auc(near, far)._asdict()
+        # Who was trained on, told by how near a generated row is: .5 gives nobody away.
+        members = distances.nearest(known_rows[:ROWS], made).distance
+        strangers = distances.nearest(space(getattr(unseen, name)), made).distance
+        found[f"{prefix}membership_auc"] = distances.nearest_auc(members, strangers)._asdict()
         found[f"{prefix}copy_rate"] = distances.copy_rate(near, far)._asdict()
     surely = [found[name]["low"] for name in ("copy_rate", "plain_copy_rate") if name in found]
     return found | {"copies": bool(max(surely) > COPIES)}
@@ -111,7 +120,7 @@ def transfer(
     player = next(p for s in task.stages() for p in s.players if p.network == "recogniser")
     stages = (Stage("recogniser", steps, (player,), refresh=0),)
     size = sum(math.prod(field.shape) for field in task.schema.fields)
-    real = _joined(train, min(TRAINING, max(batch_size, MEMORY // (4 * size))))
+    real = joined(train, min(TRAINING, max(batch_size, MEMORY // (4 * size))))
     fake = real._replace(value=dict(real.value))
     drawn = [batch.value for batch in _drawn(model, [real], SEED)]
     for name in drawn[0]:
@@ -235,7 +244,8 @@ def _matched(known: Seen, target: Seen) -> np.ndarray:
     return chosen
 
 
-def _joined(batches: Iterable[Batch], most: int) -> Batch:
+def joined(batches: Iterable[Batch], most: int) -> Batch:
+    """The first rows of these batches as one."""
     taken: list[Batch] = []
     for batch in batches:
         taken.append(batch.take(torch.arange(min(len(batch.row), most))))

@@ -223,6 +223,10 @@ class Task(ABC):
         can."""
         return None
 
+    def compared(self, real: Batch, other: Batch) -> dict[str, float]:
+        """Distances between two sets of rows of a table by its columns; 0 where they are alike."""
+        return {}
+
     def accounted(self, model: Model, batch: Batch) -> dict[str, Any] | None:
         """Whether `explain` can be trusted: its `method`, whether it `passes`, and by what."""
         return None

@@ -64,6 +64,19 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
 }
 
+
+def keep_memory() -> None:
+    """The same for this process, before it learns from generated rows at a run's end."""
+    import ctypes
+
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # another C library
+        return
+    mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD
+    mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
 # Ray Train's callbacks whose actors idle: one deals out data sets, of which Ray is given none; one
 # cleans up what a private Ray takes along when it ends.
 NO_DATA_SETS, CLEANER = "DatasetsCallback", "PlacementGroupCleanerCallback"
@@ -339,6 +352,7 @@ def measure(model: models.Model, job: Mapping[str, Any], parts: Sequence[str]) -
 
 def examine(model: models.Model, job: Mapping[str, Any], part: str, steps: int) -> None:
     """Write into the model's description what generator and explanations are worth."""
+    keep_memory()
     model.info["generation"] = assess.generation(model, job, part, steps, say)
     model.info["explanation"] = assess.explained(model, job, say)
 

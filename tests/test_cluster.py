@@ -185,6 +185,15 @@ def _status(url: str, **more: Any) -> int:
         return 0
 
 
+def _ready(url: str) -> list[str] | None:
+    """The tasks that do not answer yet; None while nothing does."""
+    try:
+        answer = httpx.get(f"{url}/readyz", timeout=30)
+    except httpx.HTTPError:
+        return None
+    return answer.json().get("tasks", []) if answer.status_code in (200, 503) else None
+
+
 def _end(head: subprocess.Popen[bytes], folder: Path) -> None:
     """Kill the head and what it started, and nothing else: `ray stop` would end all of Ray."""
     processes = psutil.Process(head.pid).children(recursive=True)
@@ -231,7 +240,8 @@ def test_a_cluster_trains_and_serves_what_this_machine_would(cluster, data, home
     written.write_text(yaml.safe_dump(config))
     call(cluster, "serve", "deploy", str(written), "--address", cluster.dashboard)
     url = f"http://127.0.0.1:{config['http_options']['port']}"
-    wait_for(lambda: _status(f"{url}/readyz") == 200)
+    # No model of prognosis is promoted: it takes down only itself, and what is not ready is named.
+    wait_for(lambda: _ready(url) == ["prognosis"])
     image = base64.b64encode(png(0, (28, 28))).decode()
     answer = httpx.post(
         f"{url}/v1/diagnosis/predict", json={"items": [{"image": image}]}, timeout=60

@@ -59,7 +59,13 @@ def _list(description: str) -> dict[str, Any]:
 EXPLAIN: dict[str, Any] = {
     "type": "boolean",
     "default": False,
-    "description": "with a heat map for each answer, or why it is withheld; at most 16 items",
+    "description": "with a heat map or attributions for each answer, or why they are withheld; at "
+    "most 16 items",
+}
+HORIZONS: dict[str, Any] = {
+    "type": "array",
+    "items": {"type": "number"},
+    "description": "of prognosis: times to tell the chance of being without the event at",
 }
 
 PREDICT: dict[str, Any] = {
@@ -73,8 +79,11 @@ PREDICT: dict[str, Any] = {
                     "properties": {
                         "items": _list(
                             '1 to 64, e.g. {"image": a PNG, JPEG, TIFF or DICOM file in base64}, '
-                            'for a DICOM file of several frames with "frame", from 1'
+                            'for a DICOM file of several frames with "frame", from 1; of '
+                            'prognosis {"age": 55, …}: features by name, any of which may be '
+                            'missing, with "what_if": {"age": 45} for a second curve'
                         ),
+                        "horizons": HORIZONS,
                         "explain": EXPLAIN,
                     },
                 }
@@ -84,7 +93,12 @@ PREDICT: dict[str, Any] = {
                     "type": "object",
                     "required": ["file"],
                     "properties": {
-                        "file": {"type": "array", "items": {"type": "string", "format": "binary"}},
+                        "file": {
+                            "type": "array",
+                            "items": {"type": "string", "format": "binary"},
+                            "description": "each row of a .csv file is an item",
+                        },
+                        "horizons": HORIZONS,
                         "frame": {
                             "type": "integer",
                             "description": "after a DICOM file of several frames: which, from 1",
@@ -103,7 +117,8 @@ PREDICT: dict[str, Any] = {
                     "schema": _answer(
                         "one an item: label (null where abstained), probabilities, set, abstained "
                         "and reason, outlier, findings at their operating points, warnings, "
-                        "explanation"
+                        "explanation; of prognosis: curve with its band, median, interval (5 to 95 "
+                        "%), risk, horizons, what_if"
                     )
                 }
             },
@@ -122,6 +137,11 @@ GENERATE: dict[str, Any] = {
                         "n": {"type": "integer", "default": 1, "minimum": 1},
                         "seed": {"type": "integer", "default": 0, "minimum": 0},
                         "class": {"type": "string", "description": "diagnosis: one of its classes"},
+                        "patient": {
+                            "type": "object",
+                            "description": "prognosis: features of one patient, whose times to the "
+                            "event are drawn in the place of new patients",
+                        },
                     },
                 }
             }

@@ -38,7 +38,7 @@ def trained(tmp_path_factory):
     manifest = ingest(task, str(folder / "patients.csv"), str(folder / "data"), parallel=0)
     task = dataclasses.replace(task, schema=Schema.from_json(manifest["schema"]))
     job = {"data": str(folder / "data"), "description": manifest}
-    rows = joined(split(job, task, "train"))
+    rows = fidelity.joined(split(job, task, "train"), 10**6)
     adversary = Adversary(task, seed=0)
     adversary.prepare(iter([rows]))
     random = np.random.default_rng(0)
@@ -46,17 +46,6 @@ def trained(tmp_path_factory):
         chosen = torch.from_numpy(random.integers(len(rows.row), size=128))
         adversary.step(rows.take(chosen)._replace(row=noise.keys(step, torch.arange(128))))
     return Model(task, [adversary.average], {"task": "prognosis"}), job
-
-
-def joined(batches) -> Batch:
-    parts = list(batches)
-    names = parts[0].value
-    return Batch(
-        {name: torch.cat([part.value[name] for part in parts]) for name in names},
-        {name: torch.cat([part.known[name] for part in parts]) for name in names},
-        torch.cat([part.weight for part in parts]),
-        torch.cat([part.row for part in parts]),
-    )
 
 
 DECLARED = {
@@ -297,7 +286,26 @@ def test_a_generated_cohort_is_like_the_real_one_and_no_copy(trained):
     parts = {name: list(split(job, model.task, name)) for name in ("train", "val", "test")}
     found = fidelity.fidelity(model, parts["train"], parts["val"], parts["test"])
     assert found["coverage"] > 0.85
+    for name in ("marginals", "ties", "course"):
+        assert found[name] < 2 * found[f"{name}_real"] + 0.02
+    assert found["membership_auc"]["low"] < 0.5 < found["membership_auc"]["high"]
     assert not found["copies"]
+
+
+def test_cohorts_that_differ_are_told_by_what_differs(trained):
+    model, job = trained
+    rows = fidelity.joined(split(job, model.task, "train"), 400)
+    same = model.task.compared(rows, rows)
+    assert same == {"marginals": 0, "ties": 0, "course": 0}
+    older = rows._replace(value=rows.value | {"age": rows.value["age"] + 15})
+    assert model.task.compared(rows, older)["marginals"] > 0.05
+    random = torch.randperm(400, generator=torch.Generator().manual_seed(0))
+    shuffled = rows._replace(value=rows.value | {"time": rows.value["time"][random]})
+    assert model.task.compared(rows, shuffled)["ties"] > 0.02
+    sooner = rows._replace(value=rows.value | {"time": rows.value["time"] / 2})
+    assert model.task.compared(rows, sooner)["course"] > 0.05
+    whole = torch.ones(400, dtype=torch.bool)
+    assert model.task.compared(rows, rows._replace(known=rows.known | {"age": whole}))["marginals"]
 
 
 def test_what_is_learned_from_a_cohort_holds_for_real_patients(trained):
@@ -349,7 +357,7 @@ def test_a_wrong_request_is_refused(trained, request_, words):
 
 def test_without_the_adversary_the_recogniser_does_not_hear_the_critic(trained):
     model, job = trained
-    rows = joined(split(job, model.task, "train"))
+    rows = fidelity.joined(split(job, model.task, "train"), 10**6)
     batch = rows.take(torch.arange(64))
     losses = {}
     for weight in (0.0, 0.5):
@@ -405,7 +413,7 @@ def worker(rank, port, path, task, rows):
 
 def test_two_workers_with_half_the_rows_equal_one_with_all(trained, tmp_path, free_port):
     model, job = trained
-    rows = joined(split(job, model.task, "train"))
+    rows = fidelity.joined(split(job, model.task, "train"), 10**6)
     # At low rates, for rounding grows with them.
     slow = {"adversary_rate": 5e-5, "recogniser_rate": 5e-5, "steps": 20, "adversary": 1.0}
     task = dataclasses.replace(model.task, **slow)
@@ -417,7 +425,7 @@ def test_two_workers_with_half_the_rows_equal_one_with_all(trained, tmp_path, fr
 
 def test_a_run_taken_up_again_is_the_run_never_put_down(trained):
     model, job = trained
-    rows = joined(split(job, model.task, "train"))
+    rows = fidelity.joined(split(job, model.task, "train"), 10**6)
     whole = stepped(started(model.task, rows), rows, 12)
     first = stepped(started(model.task, rows), rows, 5)
     second = Adversary(model.task, seed=0)

@@ -14,6 +14,7 @@ from aigc_ray import noise
 
 QUANTILES = 8  # pieces that a number is cut into, by the training rows' quantiles
 FINE = 4  # points of the grid in each interval of constant hazard
+FEW = 5  # rows whose mean is an end of a column: no patient's own extreme is kept
 LOG_HAZARD = 8.0  # at most, either way of the base: e^8 is three thousand times as likely
 
 
@@ -54,8 +55,7 @@ class Encoder(nn.Module):
                 continue
             self.mean[column] = values.mean()
             self.scale[column] = values.std().clamp(min=1e-6) if len(values) > 1 else 1.0
-            steps = torch.linspace(0, 1, QUANTILES + 1, dtype=torch.float64)
-            self.cuts[column] = torch.quantile(values, steps)
+            self.cuts[column] = _quantiles(values, QUANTILES + 1)
         self.centre.copy_(self(number, known, kinds).mean(0))
 
     def columns(self) -> list[Tensor]:
@@ -274,8 +274,7 @@ class Cohort(nn.Module):
 
     Each column has its own distribution (quantiles of numbers, shares of categories, how often it
     is missing), tied together by the correlations of their normal scores (Patki et al. 2016, "The
-    Synthetic Data Vault"); a network, which starts as zero, moves the scores. The lowest and the
-    highest quantile are means of a few rows, so that no patient's own extreme is kept.
+    Synthetic Data Vault"); a network, which starts as zero, moves the scores.
 
     Args:
         numbers: columns that hold numbers.
@@ -289,7 +288,6 @@ class Cohort(nn.Module):
     tie: Tensor
 
     KNOTS = 33
-    FEW = 5  # rows whose mean is an end of a column
     SOFT = 0.05  # width of the border between two categories, through which gradients pass
 
     def __init__(self, numbers: int, categories: tuple[int, ...], *, width: int) -> None:
@@ -317,14 +315,10 @@ class Cohort(nn.Module):
         scores = torch.zeros(count, self.scores, dtype=torch.float64)
         for column in range(self.numbers):
             here = known[:, column]
-            values = number[here, column].double().sort().values
+            values = number[here, column].double()
             if not len(values):
                 continue
-            steps = torch.linspace(0, 1, self.KNOTS, dtype=torch.float64)
-            knots = torch.quantile(values, steps)
-            few = min(self.FEW, len(values))
-            knots[0], knots[-1] = values[:few].mean(), values[-few:].mean()
-            self.values[column] = knots.cummax(0).values
+            self.values[column] = _quantiles(values, self.KNOTS)
             self.step[column] = _step(values)
             self.rate[column] = 1 - here.double().mean()
             scores[here, column] = _scores(number[here, column])
@@ -368,6 +362,15 @@ class Cohort(nn.Module):
     def _all(self, column: int, count: int) -> Tensor:
         """(count + 1,) shares of a column's categories, the last of missing ones."""
         return torch.cat([self.shares[column, :count], self.shares[column, -1:]])
+
+
+def _quantiles(values: Tensor, count: int) -> Tensor:
+    """(count,) even quantiles of (N,), the first and the last a mean of a few."""
+    values = values.sort().values
+    found = torch.quantile(values, torch.linspace(0, 1, count, dtype=values.dtype))
+    few = min(FEW, len(values))
+    found[0], found[-1] = values[:few].mean(), values[-few:].mean()
+    return found.cummax(0).values
 
 
 def _step(values: Tensor) -> float:

@@ -32,7 +32,7 @@ from aigc_ray.task import (
     Task,
     whole,
 )
-from aigc_ray.tasks.prognosis import data, metrics, pictures
+from aigc_ray.tasks.prognosis import cohorts, data, metrics, pictures
 from aigc_ray.tasks.prognosis.networks import Cohort, Critic, Encoder, Times
 
 LOOKED_AT = 50_000  # training rows that distributions are taken from, at most
@@ -249,9 +249,8 @@ class Prognosis(Task):
             hazards = network(network.encoder(*patients))
             found.append(network.drawn(hazards, spent, member))
         event, lost = found
-        lost = lost.clamp(
-            max=_times(networks, "censoring").edges[-1]
-        )  # nobody is followed for longer
+        end = _times(networks, "censoring").edges[-1]
+        lost = lost.clamp(max=end)  # nobody is followed for longer
         clock = _critic(networks).clock
         soft = torch.sigmoid((clock(lost) - clock(event)) / SOFT)
         hard = (event <= lost).float()
@@ -362,7 +361,7 @@ class Prognosis(Task):
         patients = self._patients(batch)
         seen = network.encoder(*patients)
         every = torch.exp(-network.cumulated(network(seen), self._grid(network)[None]))
-        ends = torch.quantile(every, torch.tensor(LEVELS), dim=1)
+        ends = torch.quantile(every, torch.tensor(LEVELS, device=every.device), dim=1)
         survival = every.mean(1)
         found = {"survival": survival, "low": ends[0], "high": ends[1]}
         found["times"] = self._grid(network).expand(len(survival), -1)
@@ -381,7 +380,7 @@ class Prognosis(Task):
     def _grid(self, network: Times) -> Tensor:
         """(T,) times of a curve's points, from 0 on."""
         edges = network.edges
-        shares = torch.arange(FINE) / FINE
+        shares = torch.arange(FINE, device=edges.device) / FINE
         inner = edges[:-1, None] + edges.diff()[:, None] * shares
         return torch.cat([inner.flatten(), edges[-1:], BEYOND * edges[-1:]])
 
@@ -391,6 +390,9 @@ class Prognosis(Task):
         hazards = network(network.encoder(*self._patients(batch)))
         gone: Tensor = network.cumulated(hazards, target[:, None])[:, :, 0]
         return torch.exp(-gone).mean(1)
+
+    def compared(self, real: Batch, other: Batch) -> dict[str, float]:
+        return cohorts.compared(real, other, self.schema)
 
     def explain(self, model: Model, record: Record) -> dict[str, Any] | None:
         """How much each feature raises or lowers the chance of being without the event at the first
