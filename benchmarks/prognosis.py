@@ -76,18 +76,18 @@ def gbsg2() -> Patients:
 
 def metabric() -> Patients:
     """METABRIC in the columns of DeepSurv (Katzman et al. 2018), 1,904 patients."""
-    return _deepsurv("deepsurv_metabric")
+    return _deepsurv("metabric")
 
 
 def support() -> Patients:
     """SUPPORT in the columns of DeepSurv (Katzman et al. 2018), 8,873 patients."""
-    return _deepsurv("deepsurv_support")
+    return _deepsurv("support")
 
 
 def pbc2() -> Patients:
     """Primary biliary cirrhosis at the first visit (Fleming and Harrington 1991), 312 patients; a
     transplant censors."""
-    table = pd.read_csv(catalogue.fetch("pbc2") / "pbc2.csv.gz")
+    table = pd.read_csv(catalogue.fetch("pbc2"))
     table = table[table["year"] == 0].reset_index(drop=True)
     dropped = ["sno.", "id", "year", "status", "status2"]
     return _patients(table, "years", table["status2"] == 1, dropped)
@@ -205,7 +205,10 @@ PEERS: dict[str, Fit] = {"coxph": coxph, "deepsurv": deepsurv, "rsf": rsf, "gbsa
 # --- ours ---------------------------------------------------------------------------------------
 
 SETTINGS: dict[str, Any] = {"num_workers": 0, "members": 1, "transfer_steps": 0}
-OURS = {"aigc": {}, "aigc_without_adversary": {"adversary": 0.0}}
+OURS: dict[str, dict[str, Any]] = {
+    "aigc": {},
+    "aigc_without_adversary": {"adversary": 0.0, "cohort": "copula"},
+}
 
 
 def aigc(

@@ -369,6 +369,17 @@ def test_without_the_adversary_the_recogniser_does_not_hear_the_critic(trained):
     assert losses[0.0] != losses[0.5]
 
 
+def test_a_copula_by_itself_is_not_trained_and_needs_no_critic(trained):
+    model, job = trained
+    rows = fidelity.joined(split(job, model.task, "train"), 10**6)
+    task = dataclasses.replace(model.task, adversary=0.0, cohort="copula")
+    assert [player.network for player in task.stages()[0].players] == ["recogniser", "censoring"]
+    adversary = started(task, rows)
+    before = {k: v.clone() for k, v in adversary.averaged().items() if "generator" in k}
+    stepped(adversary, rows, 3)
+    assert all(torch.equal(adversary.averaged()[name], before[name]) for name in before)
+
+
 def test_settings_are_checked():
     with pytest.raises(UserError, match="dropout is at least 0 and below 1"):
         Prognosis(dropout=1.0)

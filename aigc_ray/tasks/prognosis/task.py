@@ -82,9 +82,10 @@ class Prognosis(Task):
     dropout: float = 0.3
     hidden: float = 0.05  # share of values that are hidden in training, so that any may be missing
     adversary: float = 0.1  # weight of the critic's word in the recogniser's loss; 0: it has none
+    cohort: Literal["adversarial", "copula"] = "adversarial"  # the critic corrects it, or not
     penalty: float = 0.1  # gamma of R1 and R2
     critic_width: int = 128
-    adversary_rate: float = 1e-3
+    adversary_rate: float = 3e-4  # at three times as much columns drift once they are right
     recogniser_rate: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -194,13 +195,16 @@ class Prognosis(Task):
     def stages(self) -> tuple[Stage, ...]:
         adversary = Optimizer(self.adversary_rate, betas=(0.0, 0.95))
         learner = Optimizer(self.recogniser_rate, (0.9, 0.99), weight_decay=1e-3, final=0.05)
-        players = (  # the generator's gradient goes through the ends that these two draw
-            Player("critic", self._critic_loss, adversary),
-            Player("generator", self._generator_loss, adversary),
-            Player("recogniser", self._recogniser_loss, learner),
-            Player("censoring", self._censoring_loss, learner),
-        )
-        return (Stage("adversarial", self.steps, players),)
+        players = []
+        if self.adversary > 0 or self.cohort == "adversarial":
+            players.append(Player("critic", self._critic_loss, adversary))
+        if self.cohort == "adversarial":
+            # Before the others: its gradient goes through the ends that they draw.
+            players.append(Player("generator", self._generator_loss, adversary))
+        drawn = int(bool(players))  # with nobody to judge them, no samples are needed
+        players.append(Player("recogniser", self._recogniser_loss, learner))
+        players.append(Player("censoring", self._censoring_loss, learner))
+        return (Stage("adversarial", self.steps, tuple(players), refresh=drawn),)
 
     def space(self) -> dict[str, tuple[Any, ...]]:
         return {
