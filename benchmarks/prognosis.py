@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from aigc_ray import catalogue, config
+from aigc_ray import catalogue, config, fidelity
 from aigc_ray.ingest import ingest, load_manifest
 from aigc_ray.model import Model
 from aigc_ray.storage import local
@@ -39,6 +39,13 @@ from benchmarks import record
 FOLDS = 5
 HELD_BACK = 0.15
 SIGNIFICANT = 0.05  # of D-calibration
+TRANSFER_STEPS = 200
+COHORT = (
+    "kid", "kid_real", "precision", "recall", "density", "coverage", "coverage_real",
+    "marginals", "marginals_real", "ties", "ties_real", "course", "course_real",
+    "tstr_harrell_c", "trtr_harrell_c", "tstr_over_trtr",
+    "nn_auc", "membership_auc", "copy_rate",
+)  # fmt: skip
 KEPT = ("harrell_c", "uno_c", "antolini_c", "ibs")
 QUANTILES = np.linspace(0.02, 0.9, 60)
 
@@ -57,6 +64,7 @@ class Curves(NamedTuple):
     times: np.ndarray
     survival: np.ndarray
     held_back_nll: float | None = None  # by which settings are chosen
+    cohort: dict[str, float] | None = None  # figures of generated patients
 
 
 Fit = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Curves]
@@ -245,10 +253,20 @@ def aigc(
     model = Model.open(_folder(summary["uri"]))
     job = {"data": data, "description": load_manifest(data)}
     found = [model.recognise(batch) for batch in split(job, model.task, "test")]
+    parts = {name: list(split(job, model.task, name)) for name in ("train", "val", "test")}
+    cohort = fidelity.fidelity(model, parts["train"], parts["val"], parts["test"])
+    cohort |= fidelity.transfer(model, parts["train"], parts["test"], TRANSFER_STEPS)
     survival = torch.cat([one["survival"] for one in found]).numpy()
     if len(survival) != len(test):
         raise RuntimeError(f"{len(test) - len(survival)} test rows were left out of {data}")
-    return Curves(found[0]["times"][0].numpy(), survival, summary["metrics"]["val"]["nll"])
+    flat = {name: value for name, value in cohort.items() if isinstance(value, float)}
+    flat |= {name: cohort[name]["value"] for name in COHORT if isinstance(cohort[name], dict)}
+    return Curves(
+        found[0]["times"][0].numpy(),
+        survival,
+        summary["metrics"]["val"]["nll"],
+        {name: flat[name] for name in COHORT},
+    )
 
 
 def _folder(uri: str) -> Path:
@@ -292,7 +310,7 @@ def main() -> None:
 
 def compared(arm: str, patients: Patients, folder: Path, trial: dict[str, Any]) -> dict[str, Any]:
     """An arm's figures over the folds."""
-    found, held_back, began = [], [], time.monotonic()
+    found, ours, began = [], [], time.monotonic()
     for fold, (train_rows, test) in enumerate(_folds(patients.event)):
         if arm in PEERS:
             x = numbers(patients.columns, train_rows)
@@ -301,7 +319,7 @@ def compared(arm: str, patients: Patients, folder: Path, trial: dict[str, Any]) 
         else:
             where = folder / str(fold)
             curves = aigc(patients, train_rows, test, where, OURS[arm] | trial)
-            held_back.append(curves.held_back_nll)
+            ours.append(curves)
         found.append(_judged(curves, patients, train_rows, test))
     calibrated = sum(one["d_calibration_p"] > SIGNIFICANT for one in found)
     return {
@@ -310,7 +328,16 @@ def compared(arm: str, patients: Patients, folder: Path, trial: dict[str, Any]) 
         "seconds": round(time.monotonic() - began, 1),
         "folds": [{key: round(value, 5) for key, value in one.items()} for one in found],
         "commit": record.commit(),
-        **({"held_back_nll": round(float(np.mean(held_back)), 4)} if held_back else {}),
+    } | (_own(ours) if ours else {})
+
+
+def _own(ours: list[Curves]) -> dict[str, Any]:
+    """What peers have not: figures of cohorts, and the likelihood by which settings are chosen."""
+    cohorts = [one.cohort or {} for one in ours]
+    return {
+        "held_back_nll": record.mean([one.held_back_nll or 0.0 for one in ours]),
+        "cohort": {name: record.mean([one[name] for one in cohorts]) for name in COHORT},
+        "cohort_folds": [{k: round(v, 5) for k, v in one.items()} for one in cohorts],
     }
 
 
@@ -324,7 +351,7 @@ def _judged(
     curves: Curves, patients: Patients, train_rows: np.ndarray, test: np.ndarray
 ) -> dict[str, float]:
     died = patients.time[train_rows][patients.event[train_rows]]
-    times, survival, _ = curves
+    times, survival = curves.times, curves.survival
     risk = -metrics.at(times, survival, np.quantile(died, QUANTILES)).mean(1)
     return metrics.figures(times, survival, risk, patients.time[test], patients.event[test])
 

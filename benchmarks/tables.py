@@ -136,6 +136,43 @@ def generated() -> str:
     return _rows(" | ".join(["test split", *arms.values()]), rows) + _when("diagnosis")
 
 
+def prognosis() -> str:
+    """How courses are foreseen, beside the peers, on five folds."""
+    arms = {
+        "aigc": "aigc_ray",
+        "aigc_without_adversary": "without the critic",
+        "coxph": "Cox",
+        "rsf": "random survival forest",
+        "gbsa": "gradient boosting",
+        "deepsurv": "DeepSurv",
+    }
+    sets = results("prognosis")["metrics"]
+    rows = [
+        (f"{name}, {figure}", *(_measured(every.get(arm), figure) for arm in arms))
+        for name, every in sets.items()
+        for figure in every["aigc"]
+        if figure in ("harrell_c", "uno_c", "antolini_c", "ibs", "dcal_folds")
+    ]
+    return _rows(" | ".join(["five folds", *arms.values()]), rows) + _when("prognosis")
+
+
+def cohorts() -> str:
+    """How like real cohorts the generated ones are, with the critic and without."""
+    arms = {"aigc": "aigc_ray", "aigc_without_adversary": "copula alone"}
+    sets = results("prognosis")["metrics"]
+    rows = [
+        (f"{name}, {figure}", *(_measured(every[arm]["cohort"], figure) for arm in arms))
+        for name, every in sets.items()
+        for figure in every["aigc"]["cohort"]
+    ]
+    return _rows(" | ".join(["test folds", *arms.values()]), rows) + _when("prognosis")
+
+
+def _measured(of: dict[str, Any] | None, figure: str) -> str:
+    found = (of or {}).get(figure, "–")
+    return _spread(found, 3) if isinstance(found, dict) else str(found)
+
+
 def _sets() -> dict[str, Any]:
     metrics = results("diagnosis")["metrics"]
     return {name: every for name, every in metrics.items() if isinstance(every, dict)}
@@ -158,6 +195,8 @@ TABLES = {
     "ingest_speed": ingest_speed,
     "recognised": recognised,
     "generated": generated,
+    "prognosis": prognosis,
+    "cohorts": cohorts,
 }
 
 if __name__ == "__main__":
