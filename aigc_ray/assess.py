@@ -80,7 +80,7 @@ def judge(
 
 
 def admit(model: Model, job: Job) -> None:
-    """Let the recogniser that learned from generated rows too answer, where that does no harm.
+    """Let the recogniser that learned from generated rows too answer, where that helps.
 
     The one that is not heard stays with the model as "beside", for its figures.
     """
@@ -88,16 +88,22 @@ def admit(model: Model, job: Job) -> None:
     if field is None or "beside" not in model.members[0]:
         return
     model.judgement = None  # it is fitted to whoever is heard
-    rows = split(job, model.task, "val", half=True)
-    prediction, value, known = fidelity.collected(model, rows, everything=True)
-    right = known[field.name]
-    alone, other = (prediction[name][right] for name in ("probability", "beside"))
-    gain = judgement.gained(alone, other, value[field.name][right])
-    heard = gain is not None and gain["value"] > 0 and judgement.harmless(gain)
+    gains = []
+    for look in (lambda batch: batch, model.task.perturb):
+        rows = (look(batch) for batch in split(job, model.task, "val", half=True))
+        prediction, value, known = fidelity.collected(model, rows, everything=True)
+        right = known[field.name]
+        alone, other = (prediction[name][right] for name in ("probability", "beside"))
+        gains.append(judgement.gained(alone, other, value[field.name][right]))
+    heard = judgement.helps(*gains)
     if heard:
         for member in model.members:
             member["recogniser"], member["beside"] = member["beside"], member["recogniser"]
-    model.info["generated_rows"] = {"heard": heard, "gain": gain}
+    model.info["generated_rows"] = {
+        "heard": heard,
+        "gain": gains[0],
+        "gain_elsewhere": gains[1],
+    }
 
 
 def _voices(prediction: Mapping[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:

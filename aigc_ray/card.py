@@ -75,11 +75,8 @@ def _opinions(model: Mapping[str, Any]) -> str:
         for name, figures in every.items():
             known = ", ".join(f"{key} {_text(value)}" for key, value in figures.items())
             lines.append(f"- {split}, {names[name]}: {known}")
-    if gain := (model.get("generated_rows") or {}).get("gain"):
-        lines.append(
-            "- AUC that learning from generated rows too added on held-back rows: "
-            f"{_text(gain['value'])} ({_text(gain['low'])} to {_text(gain['high'])})"
-        )
+    gains = _gains(model.get("generated_rows") or {}, "learning from generated rows too")
+    lines += [f"- {name}: {value}" for name, value in gains.items()]
     return "\n".join(lines)
 
 
@@ -160,17 +157,27 @@ def _calibration(model: Mapping[str, Any]) -> str:
         return "It is not calibrated: do not read its scores as probabilities."
     if not isinstance(calibration, Mapping):
         return _text(calibration)
-    known = {key: value for key, value in calibration.items() if key not in ("points", "gain")}
-    if gain := calibration.get("gain"):
-        known["AUC that the critic's part added on held-back rows"] = (
-            f"{_text(gain['value'])} ({_text(gain['low'])} to {_text(gain['high'])})"
-        )
+    apart = ("points", "gain", "gain_elsewhere")
+    known = {key: value for key, value in calibration.items() if key not in apart}
+    known |= _gains(calibration, "the critic's part")
     for name, point in (calibration.get("points") or {}).items():
         known[f"operating point of {name}"] = (
             f"called from {_text(point['threshold'])} on, sensitivity "
             f"{_text(point['sensitivity'])}, specificity {_text(point['specificity'])}"
         )
     return _facts(known)
+
+
+def _gains(found: Mapping[str, Any], what: str) -> dict[str, str]:
+    """What AUC something added, on held-back rows and on them perturbed."""
+    rows = {"gain": "held-back rows", "gain_elsewhere": "held-back rows, perturbed"}
+    return {
+        f"AUC that {what} added on {name}": (
+            f"{_text(gain['value'])} ({_text(gain['low'])} to {_text(gain['high'])})"
+        )
+        for key, name in rows.items()
+        if (gain := found.get(key))
+    }
 
 
 def _data(data: Mapping[str, Any]) -> str:

@@ -54,6 +54,7 @@ class Judgement:
     several: bool  # whether they hold independently
     share: float  # of the critic's opinion in the answer, 0 or a half
     gain: dict[str, float] | None  # the mean's AUC minus the recogniser's: value, low, high
+    gain_elsewhere: dict[str, float] | None = None  # the same of the rows, perturbed
     temperature: float
     alpha: float
     threshold: tuple[Any, ...]  # (K,) or (K, 2): what a probability must reach to be in the set
@@ -122,14 +123,16 @@ def fit(
 ) -> Judgement:
     """A judgement from held-back rows that were not trained on.
 
-    One half says whose opinion is heard and how sure it may sound; the other, which has seen none
-    of these choices, says what a set must hold, where a finding is called and what is unusual.
+    One half says whose opinion is heard; the other, which has not seen this choice, says what a set
+    must hold, where a finding is called and what is unusual. The temperature, one number, is fitted
+    to both; for two classes, whose order it leaves as it was, it changes no set.
 
     Args:
         opinions: (N, K) each; "recogniser", and perhaps "critic".
         label: (N,) or (N, K).
         half: (N,) bool, True for the first half; rows of a patient share one.
-        elsewhere: the opinions of the same rows, perturbed; the temperature is fitted to these.
+        elsewhere: the opinions of the same rows, perturbed, which most networks find harder: by
+            these it is judged whether the critic helps, and how sure an answer may sound.
         outlier: (N,) scores.
         share: of the critic in the answer, where that is settled already.
 
@@ -141,19 +144,15 @@ def fit(
             "the validation split is too small to be halved: two patients at least are needed"
         )
     several = label.ndim == 2
-    first = {name: values[half] for name, values in opinions.items()}
-    gain = None
+    there = opinions if elsewhere is None else elsewhere
+    gains: list[dict[str, float] | None] = [None, None]
     if share is None:
         share = 0.0
-        if "critic" in first:
-            both = _mixed(first["recogniser"], first["critic"], 0.5)
-            gain = gained(first["recogniser"], both, label[half])
-            share = 0.5 if harmless(gain) else 0.0
-    mixed = _mixed(opinions["recogniser"], opinions.get("critic"), share)
-    seen = mixed
-    if elsewhere is not None:
-        seen = _mixed(elsewhere["recogniser"], elsewhere.get("critic"), share)
-    temperature = _temperature(seen[half], label[half], several)
+        if "critic" in opinions:
+            gains = [_added(one, label, half) for one in (opinions, there)]
+            share = 0.5 if helps(*gains) else 0.0
+    mixed, seen = (_mixed(one["recogniser"], one.get("critic"), share) for one in (opinions, there))
+    temperature = _temperature(seen, label, several)
     sure = calibration.apply(mixed, temperature, several)
     rest = ~half
     sets = calibration.conformal(sure[rest], label[rest], policy.alpha)
@@ -164,14 +163,19 @@ def fit(
         names=tuple(names),
         several=several,
         share=share,
-        gain=gain,
+        gain=gains[0],
+        gain_elsewhere=gains[1],
         temperature=temperature,
         alpha=policy.alpha,
         threshold=tuple(sets.threshold.tolist()),
         pooled=tuple(sets.pooled.tolist()),
         unusual=unusual,
         points=_points(sure[rest], label[rest], names, policy),
-        rows={"choice and temperature": int(half.sum()), "sets and thresholds": int(rest.sum())},
+        rows={
+            "choice": int(half.sum()),
+            "sets and thresholds": int(rest.sum()),
+            "temperature": len(half),
+        },
         on=on,
     )
 
@@ -185,6 +189,13 @@ def _temperature(probability: np.ndarray, label: np.ndarray, several: bool) -> f
     surer = calibration.apply(probability, found, several)
     gain = calibration.nll(probability, label) - calibration.nll(surer, label)
     return found if 2 * len(label) * gain > SIGNIFICANT else 1.0
+
+
+def _added(
+    opinions: Mapping[str, np.ndarray], label: np.ndarray, rows: np.ndarray
+) -> dict[str, float] | None:
+    alone, critic = opinions["recogniser"][rows], opinions["critic"][rows]
+    return gained(alone, _mixed(alone, critic, 0.5), label[rows])
 
 
 def _mixed(recogniser: np.ndarray, critic: np.ndarray | None, share: float) -> np.ndarray:
@@ -211,10 +222,15 @@ def gained(alone: np.ndarray, other: np.ndarray, label: np.ndarray) -> dict[str,
     return {name: round(value, 5) for name, value in found._asdict().items()}
 
 
-def harmless(gain: Mapping[str, float] | None) -> bool:
-    """Whether an opinion may be heard. What is admitted can still be of no use; what the answers
-    are without it always stands beside."""
-    return gain is not None and gain["low"] > -HARM
+def helps(here: Mapping[str, float] | None, there: Mapping[str, float] | None) -> bool:
+    """Whether an opinion may be heard, by what it gains on held-back rows and on them perturbed.
+
+    It must harm neither and add to the second: nearly all networks may get the first ones right,
+    and then these say nothing. What the answers are without it always stands beside.
+    """
+    if here is None or there is None:
+        return False
+    return min(here["low"], there["low"]) > -HARM and there["value"] > 0
 
 
 def _points(

@@ -36,6 +36,7 @@ from aigc_ray.train import train
 from aigc_ray.worker import split
 from benchmarks import record
 
+COMMAND = "python -m benchmarks.prognosis FOLDER"
 FOLDS = 5
 HELD_BACK = 0.15
 SIGNIFICANT = 0.05  # of D-calibration
@@ -291,21 +292,25 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of the peers
     trial = None if getattr(options, "try") is None else config.parse(getattr(options, "try"))
-    path = record.RESULTS / "prognosis.json"
-    done: dict[str, Any] = {}
-    if path.exists() and not (options.afresh or trial is not None):
-        done = json.loads(path.read_text())["metrics"]
+    if options.afresh:
+        record.save("prognosis", {}, seeds=[0], command=COMMAND)
     for name in options.sets:
         patients = SETS[name]()
         for arm in options.arms:
-            if arm in done.get(name, {}):
+            if trial is None and arm in _done().get(name, {}):
                 continue
             found = compared(arm, patients, options.folder / name, trial or {})
             print(json.dumps({name: {arm: found}}), file=sys.stderr, flush=True)
-            done.setdefault(name, {})[arm] = found
             if trial is None:
-                command = "python -m benchmarks.prognosis FOLDER"
-                record.save("prognosis", done, seeds=[0], command=command)
+                done = _done()  # another process may have done other arms
+                done.setdefault(name, {})[arm] = found
+                record.save("prognosis", done, seeds=[0], command=COMMAND)
+
+
+def _done() -> dict[str, Any]:
+    path = record.RESULTS / "prognosis.json"
+    found: dict[str, Any] = json.loads(path.read_text())["metrics"] if path.exists() else {}
+    return found
 
 
 def compared(arm: str, patients: Patients, folder: Path, trial: dict[str, Any]) -> dict[str, Any]:

@@ -122,6 +122,11 @@ def test_a_critic_that_knows_something_is_heard_and_one_that_guesses_is_not():
     )
     assert heard.share == 0.5 and heard.gain is not None and heard.gain["low"] > 0
     assert unheard.share == 0.0 and unheard.gain is not None and unheard.gain["low"] < -0.002
+    # Where all are right as they are, what the critic is worth shows on the rows perturbed.
+    easy = {"recogniser": noisy(1, 0.1), "critic": noisy(2, 0.1)}
+    for there, share in ((good, 0.5), (bad, 0.0)):
+        made = judgement.fit(easy, label, halved(n), CLASSES, Policy(), elsewhere=there)
+        assert made.share == share
     mixed = heard.probability(good["recogniser"], good["critic"])
     assert not np.allclose(mixed, unheard.probability(good["recogniser"], good["critic"]))
 
