@@ -216,9 +216,12 @@ def test_a_density_is_what_the_curve_loses():
 @torch.no_grad()
 def test_drawn_times_cumulate_the_hazard_that_was_spent():
     network = times()
-    log_hazard = hazards(network)
+    seen = torch.randn(5, network.encoder.size)
+    log_hazard = network(seen)
     spent, member = torch.tensor([0.01, 0.3, 1.0, 3.0, 9.0]), torch.tensor([0, 1, 2, 0, 1])
-    drawn = network.drawn(log_hazard, spent, member)
+    own = network.of(seen, member)
+    torch.testing.assert_close(own, log_hazard[torch.arange(5), member])
+    drawn = network.drawn(own, spent)
     back = network.cumulated(log_hazard, drawn[:, None])[torch.arange(5), member, 0]
     torch.testing.assert_close(back, spent, rtol=1e-4, atol=1e-5)
 

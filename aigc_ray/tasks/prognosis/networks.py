@@ -156,8 +156,19 @@ class Times(nn.Module):
                 kept = noise.uniform(row, f"dropout/{number}", (1, hidden.shape[2])) >= self.dropout
                 hidden = hidden * kept / (1 - self.dropout)
         shape = torch.einsum("bmw,mwj->bmj", hidden, self.head) + self.straight(seen)[:, None]
-        change = LOG_HAZARD * torch.tanh(shape @ self.waves / LOG_HAZARD)
-        return self.base + change
+        return self._hazard(shape)
+
+    def of(self, seen: Tensor, member: Tensor) -> Tensor:
+        """(B, bins): the same of one member (B,) for each patient, at its share of the cost."""
+        hidden = seen
+        for layer in self.layers:
+            assert isinstance(layer, Shared)
+            hidden = F.silu(layer.of(hidden, member))
+        shape = torch.einsum("bw,bwj->bj", hidden, self.head[member]) + self.straight(seen)
+        return self._hazard(shape)
+
+    def _hazard(self, shape: Tensor) -> Tensor:
+        return self.base + LOG_HAZARD * torch.tanh(shape @ self.waves / LOG_HAZARD)
 
     # --- what hazards mean --------------------------------------------------------------------
 
@@ -183,10 +194,10 @@ class Times(nn.Module):
         index = self.interval(time)[:, None, None].expand(-1, self.members, 1)
         return event[:, None] * log_hazard.gather(2, index)[:, :, 0] - gone
 
-    def drawn(self, log_hazard: Tensor, spent: Tensor, member: Tensor) -> Tensor:
-        """(B,) times at which member (B,) has cumulated the hazard `spent` (B,), whose distribution
-        is the standard exponential; differentiable in the hazards."""
-        hazard = log_hazard[torch.arange(len(member)), member].exp()
+    def drawn(self, log_hazard: Tensor, spent: Tensor) -> Tensor:
+        """(B,) times at which the hazards (B, bins) have cumulated to `spent` (B,), whose
+        distribution is the standard exponential; differentiable in the hazards."""
+        hazard = log_hazard.exp()
         at_edges = F.pad((hazard * self.edges.diff()).cumsum(1), (1, 0))
         place = (torch.searchsorted(at_edges.detach(), spent[:, None]) - 1).clamp(0, self.bins - 1)
         left = spent[:, None] - at_edges.gather(1, place)
@@ -210,6 +221,10 @@ class Shared(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, members, outputs) of (B, members, inputs)."""
         return ((x * self.into) @ self.weight) * self.out + self.bias
+
+    def of(self, x: Tensor, member: Tensor) -> Tensor:
+        """(B, outputs) of (B, inputs) by one member (B,) for each row."""
+        return ((x * self.into[member]) @ self.weight) * self.out[member] + self.bias[member]
 
 
 class Clock(nn.Module):

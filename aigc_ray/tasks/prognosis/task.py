@@ -250,8 +250,8 @@ class Prognosis(Task):
             random = noise.uniform(row, f"{stream}/{name}", (2,))
             member = (random[:, 0] * network.members).long()
             spent = -torch.log1p(-random[:, 1])
-            hazards = network(network.encoder(*patients))
-            found.append(network.drawn(hazards, spent, member))
+            hazards = network.of(network.encoder(*patients), member)
+            found.append(network.drawn(hazards, spent))
         event, lost = found
         end = _times(networks, "censoring").edges[-1]
         lost = lost.clamp(max=end)  # nobody is followed for longer
