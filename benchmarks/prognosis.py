@@ -224,6 +224,30 @@ def aigc(
     patients: Patients, train_rows: np.ndarray, test: np.ndarray, folder: Path, more: dict[str, Any]
 ) -> Curves:
     """A whole training on the fold, from a file on; the curves of its test rows in their order."""
+    data = ingested(patients, train_rows, test, folder)
+    settings = SETTINGS | sized(len(train_rows)) | more
+    summary = train("prognosis", data, settings, register=False)
+    model = Model.open(_folder(summary["uri"]))
+    job = {"data": data, "description": load_manifest(data)}
+    found = [model.recognise(batch) for batch in split(job, model.task, "test")]
+    parts = {name: list(split(job, model.task, name)) for name in ("train", "val", "test")}
+    cohort = fidelity.fidelity(model, parts["train"], parts["val"], parts["test"])
+    cohort |= fidelity.transfer(model, parts["train"], parts["test"], TRANSFER_STEPS)
+    survival = torch.cat([one["survival"] for one in found]).numpy()
+    if len(survival) != len(test):
+        raise RuntimeError(f"{len(test) - len(survival)} test rows were left out of {data}")
+    flat = {name: value for name, value in cohort.items() if isinstance(value, float)}
+    flat |= {name: cohort[name]["value"] for name in COHORT if isinstance(cohort[name], dict)}
+    return Curves(
+        found[0]["times"][0].numpy(),
+        survival,
+        summary["metrics"]["val"]["nll"],
+        {name: flat[name] for name in COHORT},
+    )
+
+
+def ingested(patients: Patients, train_rows: np.ndarray, test: np.ndarray, folder: Path) -> str:
+    """The URI of a fold as a data set, from a file on; a part of its training rows held back."""
     from sklearn.model_selection import train_test_split
 
     train_part, held = train_test_split(
@@ -247,27 +271,14 @@ def aigc(
     task = Prognosis(columns=str(folder / "columns.json"))
     data = str(folder / "data")
     ingest(task, str(folder / "patients.csv"), data, parallel=0)
-    large = len(train_part) > 3000
+    return data
+
+
+def sized(rows: int) -> dict[str, Any]:
+    """Steps and batches for so many training rows."""
+    large = rows > 3000
     size = {"batch_size": 256 if large else 64, "steps": 1500 if large else 600}
-    size["validate_every"] = size["steps"] // 20
-    summary = train("prognosis", data, SETTINGS | size | more, register=False)
-    model = Model.open(_folder(summary["uri"]))
-    job = {"data": data, "description": load_manifest(data)}
-    found = [model.recognise(batch) for batch in split(job, model.task, "test")]
-    parts = {name: list(split(job, model.task, name)) for name in ("train", "val", "test")}
-    cohort = fidelity.fidelity(model, parts["train"], parts["val"], parts["test"])
-    cohort |= fidelity.transfer(model, parts["train"], parts["test"], TRANSFER_STEPS)
-    survival = torch.cat([one["survival"] for one in found]).numpy()
-    if len(survival) != len(test):
-        raise RuntimeError(f"{len(test) - len(survival)} test rows were left out of {data}")
-    flat = {name: value for name, value in cohort.items() if isinstance(value, float)}
-    flat |= {name: cohort[name]["value"] for name in COHORT if isinstance(cohort[name], dict)}
-    return Curves(
-        found[0]["times"][0].numpy(),
-        survival,
-        summary["metrics"]["val"]["nll"],
-        {name: flat[name] for name in COHORT},
-    )
+    return size | {"validate_every": size["steps"] // 20}
 
 
 def _folder(uri: str) -> Path:
@@ -316,7 +327,7 @@ def _done() -> dict[str, Any]:
 def compared(arm: str, patients: Patients, folder: Path, trial: dict[str, Any]) -> dict[str, Any]:
     """An arm's figures over the folds."""
     found, ours, began = [], [], time.monotonic()
-    for fold, (train_rows, test) in enumerate(_folds(patients.event)):
+    for fold, (train_rows, test) in enumerate(folds(patients.event)):
         if arm in PEERS:
             x = numbers(patients.columns, train_rows)
             known = x[train_rows], patients.time[train_rows], patients.event[train_rows]
@@ -346,7 +357,7 @@ def _own(ours: list[Curves]) -> dict[str, Any]:
     }
 
 
-def _folds(event: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def folds(event: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     from sklearn.model_selection import StratifiedKFold
 
     return StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(event, event)
