@@ -330,7 +330,8 @@ def _distances(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _summary(every: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    return {key: record.mean([one[key] for one in every]) for key in every[0]}
+    shared = [key for key in every[0] if all(key in one for one in every)]
+    return {key: record.mean([one[key] for one in every]) for key in shared}
 
 
 def _paired(arms: Mapping[str, Mapping[int, Mapping[str, float]]]) -> dict[str, Any]:
