@@ -17,7 +17,7 @@ from aigc_ray import calibration, decisions, intervals, recognition
 from aigc_ray.errors import UserError
 
 HARM = 0.002  # of AUC that the critic's part may cost at most, at the interval's lower end
-SIGNIFICANT = 3.84  # of a chi-squared with one degree of freedom, exceeded in 5 % by chance
+SIGNIFICANT = 10.83  # of a chi-squared with one degree of freedom, exceeded in .1 % by chance
 UNUSUAL = 0.99  # share of held-back rows that are answered as far as their looks go
 
 
@@ -181,8 +181,8 @@ def fit(
 
 
 def _temperature(probability: np.ndarray, label: np.ndarray, several: bool) -> float:
-    """The likeliest temperature; but to sound surer than the networks do takes more than chance,
-    a likelihood ratio that is significant at 5 % (Wilks 1938): too much confidence does harm."""
+    """The likeliest temperature; but to sound surer than the networks do must be beyond doubt, by a
+    likelihood ratio that is significant at .1 % (Wilks 1938): too much confidence does harm."""
     found = calibration.temperature(probability, label)
     if found >= 1:
         return found
