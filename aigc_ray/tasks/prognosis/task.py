@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -279,7 +280,7 @@ class Prognosis(Task):
         patients = self._patients(real)
         hazards = network(network.encoder(*self._hidden(patients, real.row)), real.row)
         likely = network.log_likelihood(hazards, real.value["time"], real.value["event"])
-        loss = -step.mean(likely.mean(1), real.weight * told)
+        loss = -step.mean(_mixture(likely), real.weight * told)
         weight = self.adversary * min(1.0, 4 * step.progress)
         if weight and fake is not None:  # without a draw, it learns alone
             observed, _ = self._followed(networks, patients, real.row, "recogniser")
@@ -300,7 +301,7 @@ class Prognosis(Task):
         hazards = network(network.encoder(*patients), real.row)
         lost = 1 - real.value["event"]
         likely = network.log_likelihood(hazards, real.value["time"], lost)
-        return -step.mean(likely.mean(1), real.weight * real.known["event"])
+        return -step.mean(_mixture(likely), real.weight * real.known["event"])
 
     def _critic_loss(
         self, networks: Networks, real: Batch, fake: Draw | None, step: Step
@@ -505,6 +506,11 @@ class Prognosis(Task):
 
     def pictures(self, model: Model, batch: Batch) -> Iterator[tuple[str, bytes]]:
         return pictures.told(self, model, batch)
+
+
+def _mixture(likely: Tensor) -> Tensor:
+    """(B,): the logarithm of what members (B, members) say together, each heard alike."""
+    return torch.logsumexp(likely, 1) - math.log(likely.shape[1])
 
 
 def _times(networks: Networks, name: str) -> Times:
