@@ -76,10 +76,10 @@ class Prognosis(Task):
     columns: str | None = None  # a JSON file that says what the columns are; None: inferred
     steps: int = 1000
     mixture: int = 16  # members of the recogniser's mixture, which share most of their weights
-    bins: int = 24  # intervals of constant hazard
+    bins: int = 16  # intervals of constant hazard
     width: int = 64
     depth: int = 2
-    waves: int = 4  # cosines by which a patient's hazard differs from the others' over time
+    waves: int = 3  # cosines by which a patient's hazard differs from the others' over time
     dropout: float = 0.3
     hidden: float = 0.05  # share of values that are hidden in training, so that any may be missing
     adversary: float = 0.1  # weight of the critic's word in the recogniser's loss; 0: it has none
