@@ -98,3 +98,13 @@ def test_where_nothing_can_be_said_there_is_no_number():
         TIMES, CURVES, np.array([1.0, 2.0]), np.array([1.0, 1.0]), np.array([False, False])
     )
     assert all(np.isnan(value) for value in none.values())
+
+
+def test_a_course_without_an_event_stays_at_one():
+    time, event = np.array([1.0, 2.0, 3.0, 4.0]), np.array([True, False, True, False])
+    when, left = metrics.kaplan_meier(time, event)
+    assert left[np.searchsorted(when, [0.5, 1.5, 3.5], side="right") - 1] == pytest.approx(
+        [1, 3 / 4, 3 / 8]
+    )
+    when, left = metrics.kaplan_meier(time, np.zeros(4, bool))
+    assert when.tolist() == [0, 4] and left.tolist() == [1, 1]

@@ -7,6 +7,7 @@ import torch
 
 from aigc_ray.schema import Schema
 from aigc_ray.task import Batch
+from aigc_ray.tasks.prognosis import metrics
 
 TIMES = 100  # at which two courses are compared, up to the 90th percentile of the real times
 
@@ -65,13 +66,10 @@ def _ranks(value: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _course(real: Batch, other: Batch) -> float:
-    from torchsurv.stats.kaplan_meier import KaplanMeierEstimator
-
     grid = np.linspace(0, float(torch.quantile(real.value["time"].double(), 0.9)), TIMES)
     curves = []
     for batch in (real, other):
-        estimate = KaplanMeierEstimator()
-        estimate(batch.value["event"] > 0.5, batch.value["time"])
-        times, left = np.append(0, estimate.time), np.append(1, estimate.km_est)
+        time, event = batch.value["time"].numpy(), batch.value["event"].numpy() > 0.5
+        times, left = metrics.kaplan_meier(time, event)
         curves.append(left[np.searchsorted(times, grid, side="right") - 1])
     return float(np.abs(curves[0] - curves[1]).mean())

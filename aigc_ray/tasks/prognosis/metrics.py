@@ -169,6 +169,18 @@ def tenths(survival: np.ndarray, event: np.ndarray) -> np.ndarray:
     return found
 
 
+def kaplan_meier(time: np.ndarray, event: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Times (T,) from 0 on and the share without the event from each of them on (Kaplan and Meier
+    1958); 1 where nobody is known to have had it."""
+    from torchsurv.stats.kaplan_meier import KaplanMeierEstimator
+
+    if not event.any():
+        return np.array([0.0, float(time.max(initial=0.0))]), np.ones(2)
+    estimate = KaplanMeierEstimator()
+    estimate(torch.as_tensor(event), torch.as_tensor(time, dtype=torch.float32))
+    return np.append(0.0, estimate.time), np.append(1.0, estimate.km_est)
+
+
 def _tensors(values: np.ndarray, time: np.ndarray, event: np.ndarray) -> tuple[torch.Tensor, ...]:
     return (
         torch.as_tensor(np.ascontiguousarray(values), dtype=torch.float32),

@@ -80,11 +80,7 @@ def _tenths(survival: np.ndarray, event: np.ndarray) -> bytes:
 
 
 def _stairs(axes, time, event, label, color=None) -> None:  # type: ignore[no-untyped-def]
-    from torchsurv.stats.kaplan_meier import KaplanMeierEstimator
-
-    estimate = KaplanMeierEstimator()
-    estimate(torch.as_tensor(event), torch.as_tensor(time, dtype=torch.float32))
-    when, left = np.append(0, estimate.time), np.append(1, estimate.km_est)
+    when, left = metrics.kaplan_meier(time, event)
     axes.step(when, left, where="post", label=label, color=color, alpha=0.7)
     axes.set(xlabel="time", ylabel="share without the event", ylim=(0, 1.02))
 
