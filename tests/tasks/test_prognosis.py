@@ -229,7 +229,8 @@ def test_drawn_times_cumulate_the_hazard_that_was_spent():
 def test_the_base_hazard_is_events_over_exposure():
     network = times(bins=4)
     time, event = torch.linspace(0.1, 10, 200), torch.arange(200) % 2 == 0
-    for place in range(4):
+    assert network.edges[1] < time[event].min() < network.edges[1] + 0.1  # nobody dies before
+    for place in range(1, 4):
         low, high = network.edges[place], network.edges[place + 1]
         inside = (time > low) & (time <= high)
         exposed = (time.clamp(max=high) - low).clamp(min=0).sum()
@@ -275,6 +276,13 @@ def test_an_untrained_generator_has_the_columns_and_their_ties():
     assert float(kind[:, 1].mean()) == pytest.approx(float(code.float().mean()), abs=0.03)
     tied = np.corrcoef(made[:, 0].numpy(), kind[:, 1].numpy())[0, 1]
     assert tied == pytest.approx(np.corrcoef(x, code)[0, 1], abs=0.15)
+    # However the network moves the scores, the columns' own distributions stay.
+    torch.nn.init.normal_(generator.body[-1].weight, std=1.0)
+    moved, seen, (kind,) = generator(noise.normal(noise.keys(0, torch.arange(3000)), "", (5,)))
+    assert float((moved[:, 0] - made[:, 0]).abs().mean()) > 3
+    assert float(moved[:, 0].std()) == pytest.approx(10, abs=1)
+    assert float(seen[:, 1].float().mean()) == pytest.approx(0.8, abs=0.03)
+    assert float(kind[:, 1].mean()) == pytest.approx(float(code.float().mean()), abs=0.03)
 
 
 def test_no_patients_own_extreme_is_kept():

@@ -123,7 +123,10 @@ class Times(nn.Module):
         """Intervals and the hazards of all patients together, from (N,) times and bool events."""
         time = time.double()
         died = time[event] if event.any() else time
-        inner = torch.quantile(died, torch.linspace(0, 1, self.bins + 1, dtype=torch.float64)[1:-1])
+        # The first interval ends where events begin: where none happen (a follow-up that begins on
+        # the third day), none are foretold. The rest hold equal shares of the events.
+        steps = torch.linspace(0, 1, self.bins, dtype=torch.float64)[:-1]
+        inner = _between(died, torch.quantile(died, steps, interpolation="lower"))
         end = time.max().clamp(min=1e-6)
         edges = torch.cat([inner.new_zeros(1), inner, end[None]])
         # Ties would leave intervals without width: each is at least a thousandth of its share.
@@ -289,7 +292,9 @@ class Cohort(nn.Module):
 
     Each column has its own distribution (quantiles of numbers, shares of categories, how often it
     is missing), tied together by the correlations of their normal scores (Patki et al. 2016, "The
-    Synthetic Data Vault"); a network, which starts as zero, moves the scores.
+    Synthetic Data Vault"); a network, which starts as zero, moves the scores. A patient's value in
+    a column is where the moved score stands among those of all generated patients, so the network
+    changes how columns hang together and never a column's own distribution.
 
     Args:
         numbers: columns that hold numbers.
@@ -301,8 +306,10 @@ class Cohort(nn.Module):
     rate: Tensor
     shares: Tensor
     tie: Tensor
+    reference: Tensor
 
     KNOTS = 33
+    REFERENCE = 1024  # generated patients among whom a score's place is found
     SOFT = 0.05  # width of the border between two categories, through which gradients pass
 
     def __init__(self, numbers: int, categories: tuple[int, ...], *, width: int) -> None:
@@ -315,6 +322,7 @@ class Cohort(nn.Module):
         self.register_buffer("rate", torch.zeros(numbers))  # of missing values
         self.register_buffer("shares", torch.zeros(len(categories), most))  # the last: missing
         self.register_buffer("tie", torch.eye(self.scores))  # Cholesky factor of the correlations
+        self.register_buffer("reference", _normal(self.REFERENCE, self.scores), persistent=False)
         self.body = nn.Sequential(
             nn.Linear(self.scores, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
             nn.Linear(width, self.scores),
@@ -349,9 +357,7 @@ class Cohort(nn.Module):
     def forward(self, noise: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Numbers (B, numbers), which are known, and categories (B, count + 1) of zeros and a one,
         the last for missing; of noise (B, scores), differentiable in all but what is known."""
-        score = noise @ self.tie.T
-        score = score + self.body(score)
-        place = torch.special.ndtr(score).clamp(1e-6, 1 - 1e-6)
+        place = self._place(self._moved(noise)).clamp(1e-6, 1 - 1e-6)
         n = self.numbers
         spot = place[:, :n] * (self.KNOTS - 1)
         index = spot.detach().floor().long().clamp(max=self.KNOTS - 2)
@@ -374,9 +380,34 @@ class Cohort(nn.Module):
             kinds.append(soft + (hard - soft).detach())
         return number, known, kinds
 
+    def _moved(self, noise: Tensor) -> Tensor:
+        score = noise @ self.tie.T
+        moved: Tensor = score + self.body(score)
+        return moved
+
+    def _place(self, score: Tensor) -> Tensor:
+        """(B, scores), 0 to 1, of moved scores: the share of generated patients below."""
+        with torch.no_grad():
+            steps = torch.linspace(0, 1, self.KNOTS, device=score.device)
+            knots = torch.quantile(self._moved(self.reference), steps, dim=0).T.contiguous()
+        column = score.T.contiguous()
+        index = (torch.searchsorted(knots, column.detach()) - 1).clamp(0, self.KNOTS - 2)
+        low, high = knots.gather(1, index), knots.gather(1, index + 1)
+        place = (index + (column - low) / (high - low).clamp(min=1e-6)) / (self.KNOTS - 1)
+        return place.T
+
     def _all(self, column: int, count: int) -> Tensor:
         """(count + 1,) shares of a column's categories, the last of missing ones."""
         return torch.cat([self.shares[column, :count], self.shares[column, -1:]])
+
+
+def _normal(count: int, size: int) -> Tensor:
+    """(count, size) normal variables, always the same, that lie more evenly than random ones."""
+    if not size:
+        return torch.zeros(count, 0)
+    engine = torch.quasirandom.SobolEngine(size, scramble=True, seed=0)
+    points = engine.draw(count, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
+    return torch.special.ndtri(points).float()
 
 
 def _quantiles(values: Tensor, count: int) -> Tensor:
@@ -386,6 +417,16 @@ def _quantiles(values: Tensor, count: int) -> Tensor:
     few = min(FEW, len(values))
     found[0], found[-1] = values[:few].mean(), values[-few:].mean()
     return found.cummax(0).values
+
+
+def _between(values: Tensor, chosen: Tensor) -> Tensor:
+    """For each of the `chosen` ones of (N,) values, the middle between it and the next smaller one,
+    so that an event of a whole day stands in the middle of the day's interval."""
+    distinct = values.unique()
+    place = torch.searchsorted(distinct, chosen)
+    first = distinct[:1] - (distinct.diff()[:1] if len(distinct) > 1 else distinct[:1])
+    below = torch.cat([first.clamp(min=0), distinct])[place]
+    return (below + chosen) / 2
 
 
 def _step(values: Tensor) -> float:
