@@ -279,7 +279,7 @@ def test_an_untrained_generator_has_the_columns_and_their_ties():
     # However the network moves the scores, the columns' own distributions stay.
     torch.nn.init.normal_(generator.body[-1].weight, std=1.0)
     moved, seen, (kind,) = generator(noise.normal(noise.keys(0, torch.arange(3000)), "", (5,)))
-    assert float((moved[:, 0] - made[:, 0]).abs().mean()) > 3
+    assert float((moved[:, 0] - made[:, 0]).abs().mean()) > 1
     assert float(moved[:, 0].std()) == pytest.approx(10, abs=1)
     assert float(seen[:, 1].float().mean()) == pytest.approx(0.8, abs=0.03)
     assert float(kind[:, 1].mean()) == pytest.approx(float(code.float().mean()), abs=0.03)
