@@ -227,7 +227,7 @@ def aigc(
     """A whole training on the fold, from a file on; the curves of its test rows in their order."""
     data = ingested(patients, train_rows, test, folder)
     settings = SETTINGS | sized(len(train_rows)) | more
-    summary = train("prognosis", data, settings, register=False)
+    summary = train("prognosis", data, settings, register=False, fresh=True)
     model = Model.open(_folder(summary["uri"]))
     job = {"data": data, "description": load_manifest(data)}
     found = [model.recognise(batch) for batch in split(job, model.task, "test")]

@@ -47,7 +47,7 @@ def main() -> None:
     theirs: list[float] = []
     for seed in range(options.pairs):
         settings = prognosis.sized(len(train_rows)) | {"num_workers": 2, "seed": seed}
-        summary = train("prognosis", data, settings | {"transfer_steps": 0})
+        summary = train("prognosis", data, settings | {"transfer_steps": 0}, fresh=True)
         ours.append(registry.show(summary["model"])["model"]["training"]["seconds"])
         torch.set_num_threads(2)
         began = time.monotonic()
