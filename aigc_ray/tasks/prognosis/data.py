@@ -448,26 +448,23 @@ def answer(
     from aigc_ray.tasks.prognosis import metrics
 
     times, survival = prediction["times"], prediction["survival"]
-    low, high = prediction["low"], prediction["high"]
+    names = ("survival", "low", "high")
+    curves = np.stack([prediction[name] for name in names])
     shown = times <= times[-2]  # up to the end of the follow-up
+    curve = {"times": _rounded(times[shown])}
     found: dict[str, Any] = {
         "risk": _rounded(prediction["risk"]),
         "median": _when(times, survival, 0.5),
         "interval": [_when(times, survival, 0.95), _when(times, survival, 0.05)],
         "unit": schema["time"].unit,
-        "curve": {
-            "times": _rounded(times[shown]),
-            "survival": _rounded(survival[shown]),
-            "low": _rounded(low[shown]),
-            "high": _rounded(high[shown]),
-        },
+        "curve": curve | dict(zip(names, _rounded(curves[:, shown]), strict=True)),
     }
     horizons = np.array(record.get("horizons") or [], float)
     if len(horizons):
-        every = [metrics.at(times, one[None], horizons)[0] for one in (survival, low, high)]
+        every = _rounded(metrics.at(times, curves, horizons).T)
         found["horizons"] = [
-            {"time": time, "survival": a, "low": b, "high": c}
-            for time, a, b, c in zip(horizons.tolist(), *map(_rounded, every), strict=True)
+            {"time": time} | dict(zip(names, values, strict=True))
+            for time, values in zip(horizons.tolist(), every, strict=True)
         ]
     warnings = _warnings(prediction["range"], record, horizons, float(times[-2]), schema)
     return found | ({"warnings": warnings} if warnings else {})
@@ -506,9 +503,11 @@ def _warnings(
 
 def _rounded(values: Any) -> Any:
     """As JSON, with six digits."""
-    if np.ndim(values) == 0:
-        return float(f"{float(values):.6g}")
-    return [float(f"{float(value):.6g}") for value in values]
+    values = np.asarray(values, np.float64)
+    power = 5 - np.floor(np.log10(np.maximum(np.abs(values), 1e-99)))
+    scale = 10.0 ** np.abs(power)  # a division by a power of ten leaves the nearest short decimal
+    found = np.where(power < 0, np.round(values / scale) * scale, np.round(values * scale) / scale)
+    return found.tolist()
 
 
 def object_of(given: Any, name: str) -> Mapping[str, Any]:
