@@ -278,6 +278,7 @@ def test_an_untrained_generator_has_the_columns_and_their_ties():
     assert tied == pytest.approx(np.corrcoef(x, code)[0, 1], abs=0.15)
     # However the network moves the scores, the columns' own distributions stay.
     torch.nn.init.normal_(generator.body[-1].weight, std=1.0)
+    generator.eval()
     moved, seen, (kind,) = generator(noise.normal(noise.keys(0, torch.arange(3000)), "", (5,)))
     assert float((moved[:, 0] - made[:, 0]).abs().mean()) > 1
     assert float(moved[:, 0].std()) == pytest.approx(10, abs=1)

@@ -292,9 +292,9 @@ class Cohort(nn.Module):
 
     Each column has its own distribution (quantiles of numbers, shares of categories, how often it
     is missing), tied together by the correlations of their normal scores (Patki et al. 2016, "The
-    Synthetic Data Vault"); a network, which starts as zero, moves the scores. A patient's value in
-    a column is where the moved score stands among those of all generated patients, so the network
-    changes how columns hang together and never a column's own distribution.
+    Synthetic Data Vault"); a network, which starts as zero, moves the scores. After training a
+    patient's value in a column is where the moved score stands among those of all generated
+    patients: the network changes how columns hang together, never a column's own distribution.
 
     Args:
         numbers: columns that hold numbers.
@@ -357,7 +357,10 @@ class Cohort(nn.Module):
     def forward(self, noise: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Numbers (B, numbers), which are known, and categories (B, count + 1) of zeros and a one,
         the last for missing; of noise (B, scores), differentiable in all but what is known."""
-        place = self._place(self._moved(noise)).clamp(1e-6, 1 - 1e-6)
+        score = self._moved(noise)
+        # In training it would reward scores that all move the same way, without an end.
+        place = torch.special.ndtr(score) if self.training else self._place(score)
+        place = place.clamp(1e-6, 1 - 1e-6)
         n = self.numbers
         spot = place[:, :n] * (self.KNOTS - 1)
         index = spot.detach().floor().long().clamp(max=self.KNOTS - 2)
@@ -387,11 +390,10 @@ class Cohort(nn.Module):
 
     def _place(self, score: Tensor) -> Tensor:
         """(B, scores), 0 to 1, of moved scores: the share of generated patients below."""
-        with torch.no_grad():
-            steps = torch.linspace(0, 1, self.KNOTS, device=score.device)
-            knots = torch.quantile(self._moved(self.reference), steps, dim=0).T.contiguous()
+        steps = torch.linspace(0, 1, self.KNOTS, device=score.device)
+        knots = torch.quantile(self._moved(self.reference), steps, dim=0).T.contiguous()
         column = score.T.contiguous()
-        index = (torch.searchsorted(knots, column.detach()) - 1).clamp(0, self.KNOTS - 2)
+        index = (torch.searchsorted(knots, column) - 1).clamp(0, self.KNOTS - 2)
         low, high = knots.gather(1, index), knots.gather(1, index + 1)
         place = (index + (column - low) / (high - low).clamp(min=1e-6)) / (self.KNOTS - 1)
         return place.T
