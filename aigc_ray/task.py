@@ -227,6 +227,10 @@ class Task(ABC):
         """Distances between two sets of rows of a table by its columns; 0 where they are alike."""
         return {}
 
+    def doubts(self, rows: Iterator[Batch]) -> list[str]:
+        """What looks wrong about training rows and a person should look at, a sentence each."""
+        return []
+
     def accounted(self, model: Model, batch: Batch) -> dict[str, Any] | None:
         """Whether `explain` can be trusted: its `method`, whether it `passes`, and by what."""
         return None

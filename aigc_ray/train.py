@@ -28,7 +28,7 @@ from aigc_ray.schema import Schema
 from aigc_ray.task import Networks, Task
 from aigc_ray.tasks import task_class
 from aigc_ray.training import Training
-from aigc_ray.worker import description, work
+from aigc_ray.worker import description, split, work
 
 
 def configure(task: str, data: str, changes: Mapping[str, Any]) -> tuple[Training, dict[str, Any]]:
@@ -128,6 +128,8 @@ def train(
             | {"lease": held}
             for number, where in enumerate(folders(uri, training.members))
         ]
+        for sentence in _doubts(jobs[0], training.task):
+            say(f"warning: {sentence}")
         for number, job in enumerate(jobs):
             if len(jobs) > 1:
                 print(f"member {number + 1} of {len(jobs)}", file=sys.stderr)
@@ -298,6 +300,7 @@ def finish(
         },
         "data": _data(job),
         "calibration": None,
+        "limits": _doubts(job, task),
         "code_version": aigc_ray.__version__,
     }
     model = models.Model(task, members, info)
@@ -313,6 +316,7 @@ def finish(
         "metrics": info["metrics"],
         "training": info["training"],
         "seconds": round(seconds, 1),
+        "warnings": info["limits"],
     }
     pictures = [*assess.pictures(model, job, "test" if register else "val")]
     page = report.render(info, extra["history"], pictures, task.objective[0], table)
@@ -359,6 +363,10 @@ def examine(model: models.Model, job: Mapping[str, Any], part: str, steps: int) 
 
 def say(sentence: str) -> None:
     print(sentence, file=sys.stderr)
+
+
+def _doubts(job: Mapping[str, Any], task: Task) -> list[str]:
+    return task.doubts(split(job, task, "train"))
 
 
 def _data(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,10 @@ def main() -> None:
         "seconds": found["seconds"],
         "peak_memory_gib": round((memory.bytes + STORE_BYTES) / 2**30, 2),
         "test": {name: found["metrics"]["test"][name] for name in TOLD},
+        "prognosis": {
+            name: found["prognosis"]["metrics"]["test"][name]
+            for name in ("harrell_c", "ibs", "d_calibration_p")
+        },
         "synthetic": found["synthetic"],
         "training": found["training"],
     }

@@ -60,6 +60,8 @@ def quickstart() -> str:
     rows.append(("peak memory", f"{metrics['peak_memory_gib']:.1f} GiB"))
     for name, value in metrics["test"].items():
         rows.append((f"test {name}", f"{value:.3f}"))
+    for name, value in metrics["prognosis"].items():
+        rows.append((f"prognosis, test {name}", f"{value:.3f}"))
     return _rows("quickstart, one seed | ", rows) + _when("quickstart")
 
 
@@ -140,7 +142,7 @@ def prognosis() -> str:
     """How courses are foreseen, beside the peers, on five folds."""
     arms = {
         "aigc": "aigc_ray",
-        "aigc_without_adversary": "without the critic",
+        WITHOUT: "without the critic",
         "coxph": "Cox",
         "rsf": "random survival forest",
         "gbsa": "gradient boosting",
@@ -158,14 +160,33 @@ def prognosis() -> str:
 
 def cohorts() -> str:
     """How like real cohorts the generated ones are, with the critic and without."""
-    arms = {"aigc": "aigc_ray", "aigc_without_adversary": "copula alone"}
     sets = results("prognosis")["metrics"]
     rows = [
-        (f"{name}, {figure}", *(_measured(every[arm]["cohort"], figure) for arm in arms))
+        (
+            f"{name}, {figure}",
+            *(_measured(every[arm]["cohort"], figure) for arm in ("aigc", WITHOUT)),
+            f"{every['paired'][figure]['p']:.3f}" if figure in every["paired"] else "–",
+        )
         for name, every in sets.items()
         for figure in every["aigc"]["cohort"]
     ]
-    return _rows(" | ".join(["test folds", *arms.values()]), rows) + _when("prognosis")
+    head = "test folds | aigc_ray | copula alone | p, fold by fold"
+    return _rows(head, rows) + _when("prognosis")
+
+
+def prognosis_speed() -> str:
+    metrics = results("prognosis_speed")["metrics"]
+    answered = metrics["predict_seconds"]
+    rows = [
+        ("a member's fit, s", _spread(metrics["fit_seconds"], 1)),
+        ("DeepSurv's fit, s", _spread(metrics["deepsurv_seconds"], 1)),
+        ("ratio, pair by pair", _spread(metrics["fit_ratio"])),
+        (
+            f"{metrics['patients']} patients in one request, s",
+            f"{answered['median']:.2f} ({answered['min']:.2f} to {answered['max']:.2f})",
+        ),
+    ]
+    return _rows("SUPPORT, two cores | ", rows) + _when("prognosis_speed")
 
 
 def _measured(of: dict[str, Any] | None, figure: str) -> str:
@@ -187,6 +208,7 @@ def _when(name: str) -> str:
     return f"\n\n{_machine(found)}, {found['date'][:10]}."
 
 
+WITHOUT = "aigc_without_adversary"
 COLUMNS = (("ms", ".0f"), ("speedup", ".2f"))
 TABLES = {
     "quickstart": quickstart,
@@ -197,6 +219,7 @@ TABLES = {
     "generated": generated,
     "prognosis": prognosis,
     "cohorts": cohorts,
+    "prognosis_speed": prognosis_speed,
 }
 
 if __name__ == "__main__":

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
@@ -14,6 +16,7 @@ import torch.multiprocessing as mp
 
 from aigc_ray import fidelity, noise
 from aigc_ray.adversary import Adversary
+from aigc_ray.card import card
 from aigc_ray.errors import UserError
 from aigc_ray.ingest import ingest
 from aigc_ray.model import Model
@@ -22,6 +25,7 @@ from aigc_ray.task import Batch
 from aigc_ray.tasks.prognosis import metrics
 from aigc_ray.tasks.prognosis.networks import Clock, Cohort, Encoder, Times
 from aigc_ray.tasks.prognosis.task import Prognosis
+from aigc_ray.train import train
 from aigc_ray.worker import split
 from tests import cohort
 
@@ -454,3 +458,48 @@ def test_a_run_taken_up_again_is_the_run_never_put_down(trained):
     second = Adversary(model.task, seed=0)
     second.load(*(first.state()[0], first.averaged(), first.state()[1]))
     assert torch.equal(weights(stepped(second, rows, 12)), weights(whole))
+
+
+# --- what is wrong with the data ----------------------------------------------------------------
+
+
+def learned_from(folder: Path, monkeypatch, change) -> dict:
+    """The summary of a short training on simulated patients whose table was changed."""
+    monkeypatch.setenv("AIGC_HOME", str(folder / "home"))
+    cohort.write(folder / "patients.csv", 300)
+    table = change(pd.read_csv(folder / "patients.csv"))
+    table.to_csv(folder / "patients.csv", index=False)
+    ingest(Prognosis(), str(folder / "patients.csv"), str(folder / "data"), parallel=0)
+    settings = {"num_workers": 0, "steps": 2, "transfer_steps": 0, "bins": 4}
+    return train("prognosis", str(folder / "data"), settings, register=False)
+
+
+@pytest.mark.parametrize(
+    "leak",
+    [
+        lambda table: table["time"] * -7 + 3,
+        lambda table: table["time"].rank(pct=True).mul(25).round().map("ward {:g}".format),
+    ],
+    ids=["a number", "a category"],
+)
+def test_a_feature_that_holds_the_outcome_is_named(tmp_path, monkeypatch, capsys, leak):
+    summary = learned_from(tmp_path, monkeypatch, lambda table: table.assign(stay=leak(table)))
+    (warning,) = summary["warnings"]
+    assert warning.startswith("stay by itself ranks patients with a concordance of ")
+    assert f"warning: {warning}" in capsys.readouterr().err
+    model = Model.open(Path(summary["uri"]) / "model")
+    assert warning in card(model.info)
+
+
+def test_a_column_that_never_differs_does_no_harm(tmp_path, monkeypatch):
+    summary = learned_from(tmp_path, monkeypatch, lambda table: table.assign(site=3, kind="x"))
+    assert summary["warnings"] == []
+    model = Model.open(Path(summary["uri"]) / "model")
+    usual, other = model.predict([{"age": 60, "site": 3}, {"age": 60, "site": 4}])
+    assert 0 < usual["curve"]["survival"][-1] < 1
+    assert "site=4 lies outside" in other["warnings"][0]
+
+
+def test_nothing_is_learned_where_nobody_has_the_event(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="event: it happened to none of the training rows"):
+        learned_from(tmp_path, monkeypatch, lambda table: table.assign(event=0))

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from aigc_ray import tables
+from aigc_ray import rows, tables
 from aigc_ray.errors import UserError
 from aigc_ray.ingest import ingest
 from aigc_ray.task import Reject
@@ -22,7 +22,7 @@ TABLE = """id,age,sex,stage,empty,time,status
 1,50,f,II,,100,1
 2,NA,m,I,,20.5,0
 2,61,m,,,3,0
-3,70.5,f,III,,0,1
+3,70.5,f,III,,1,1
 """
 DECLARED = {
     "time": {"column": "time", "unit": "days"},
@@ -129,7 +129,7 @@ def test_several_causes_are_one_against_the_rest_where_that_is_said(tmp_path):
 
 def test_a_bad_row_is_set_aside_with_its_reason(tmp_path):
     bad = TABLE + "4,old,f,I,,5,1\n5,40,x,I,,5,1\n6,40,f,I,,-1,1\n7,40,f,I,,,1\n"
-    bad += "8,40,f,I,,5,\n9,40,f,I\n10,,,,,5,1\n"
+    bad += "8,40,f,I,,5,\n9,40,f,I\n10,,,,,5,1\n11,40,f,I,,0,1\n12,40,f,I,,2024-03-01,1\n"
     columns = declared(
         tmp_path, features={"age": "number", "sex": {"kind": "category", "values": ["f", "m"]}}
     )
@@ -138,11 +138,13 @@ def test_a_bad_row_is_set_aside_with_its_reason(tmp_path):
     assert reasons == [
         "age is a number; got 'old'",
         "sex is one of f, m; got 'x'",
-        "time is a number from 0 on; got '-1'",
+        "time is how long the patient was followed, from 0 on; got '-1'",
         "time is missing",
         "event is missing",
         "the row has not as many fields as the header",
         "every feature is missing",
+        "time is 0: the event was there from the beginning",
+        "time is how long the patient was followed, from 0 on; got '2024-03-01'",
     ]
     sources = [record.source for record in records if isinstance(record, Reject)]
     assert sources[0] == "patients.csv:5"
@@ -194,6 +196,41 @@ def test_patients_stay_in_one_split_and_the_sources_splits_are_kept(tmp_path):
     manifest = ingest(task, written(tmp_path, text), str(tmp_path / "data"), parallel=0)
     assert manifest["patients"] == {"known": 200, "in_several_splits": 0, "rows_left_out": {}}
     assert sum(part["rows"] for part in manifest["splits"].values()) == 400
+
+
+def test_a_patient_in_two_splits_keeps_the_one_that_is_for_judging(tmp_path):
+    lines = ["id,age,time,event,split"]
+    for row in range(300):  # the first fifty patients have a row in each of two splits
+        part = row % 2 if row < 100 else row // 2 % 3
+        split = ("train", "test", "val")[part]
+        lines.append(f"{row // 2},{row},{1 + row},{row % 2},{split}")
+    text = "\n".join(lines)
+    columns = {"time": "time", "event": "event", "group": "id", "split": "split"}
+    (tmp_path / "c.json").write_text(json.dumps(columns | {"features": {"age": "number"}}))
+    task = Prognosis(columns=str(tmp_path / "c.json"))
+    data = str(tmp_path / "data")
+    manifest = ingest(task, written(tmp_path, text), data, parallel=0)
+    assert manifest["patients"]["in_several_splits"] == 50
+    people = {
+        name: {
+            patient
+            for part in rows.scan(data, manifest, name, ["patient"])
+            for patient in part["patient"]
+        }
+        for name in ("train", "test")
+    }
+    assert people["test"] and not people["train"] & people["test"]
+
+
+def test_a_table_of_dates_or_of_which_a_tenth_is_broken_is_not_ingested(tmp_path):
+    good = "age,time,event\n" + "".join(f"{50 + row},{1 + row},{row % 2}\n" for row in range(190))
+    dates = "age,time,event\n" + "".join(f"{50 + row},2024-03-01,1\n" for row in range(20))
+    for text, words in (
+        (good + "x,y,1\n" * 20, "20 because: age is a number; got 'x'"),
+        (dates, "time is how long the patient was followed"),
+    ):
+        with pytest.raises(UserError, match=words):
+            ingest(Prognosis(), written(tmp_path, text), str(tmp_path / "data"), parallel=0)
 
 
 def test_missing_values_are_not_known_and_the_censored_time_is_only_a_bound(tmp_path):

@@ -48,6 +48,7 @@ MISSING = {
 }  # "none" is a value
 KINDS = ("number", "category", "ordinal")
 MOST_VALUES = 64  # different texts in a column that is taken for a category
+MOST_SLIPS = 0.2  # share of a column of many values that may be no number
 # Names under which columns are looked for where nothing is declared, the likeliest first.
 TIMES = ("time", "duration", "survival_time", "futime", "time_to_event", "os_months", "d.time")
 EVENTS = ("event", "status", "death", "dead", "cens", "fustat", "event_observed", "os_status")
@@ -124,7 +125,8 @@ class _Seen:
     def __init__(self) -> None:
         self.rows: list[int] = []
         self.values: dict[str, dict[str, int]] = {}  # column -> value -> rows, at most MOST_VALUES
-        self.numbers: dict[str, bool] = {}  # whether every value is a number
+        self.filled: dict[str, int] = {}  # column -> rows in which it has a value
+        self.texts: dict[str, int] = {}  # column -> those in which that is no number
         self.many: set[str] = set()
 
     def look(self, path: str) -> None:
@@ -135,7 +137,7 @@ class _Seen:
                 continue
             if not self.values:
                 self.values = {name: {} for name in row}
-                self.numbers = dict.fromkeys(row, True)
+                self.filled, self.texts = dict.fromkeys(row, 0), dict.fromkeys(row, 0)
             if row.keys() != self.values.keys():
                 odd = min(row.keys() ^ self.values.keys())
                 raise UserError(f"{path} has other columns than the files before it: {odd!r}")
@@ -148,8 +150,8 @@ class _Seen:
     def _value(self, name: str, text: str) -> None:
         if text in MISSING:
             return
-        if self.numbers[name] and not _is_number(text):
-            self.numbers[name] = False
+        self.filled[name] += 1
+        self.texts[name] += not _is_number(text)
         if name not in self.many:
             known = self.values[name]
             known[text] = known.get(text, 0) + 1
@@ -194,10 +196,14 @@ def _inferred(seen: _Seen) -> dict[str, Any]:
             continue
         if not seen.values[name] and name not in seen.many:
             continue  # nothing stands in it
-        if seen.numbers[name]:
+        # Of many different values a few may be slips of the pen: their rows are set aside.
+        slips = MOST_SLIPS * seen.filled[name] if name in seen.many else 0
+        if seen.texts[name] <= slips:
             features[name] = {"kind": "number"}
         elif name not in seen.many:
             features[name] = {"kind": "category", "values": sorted(seen.values[name])}
+        else:
+            print(f"{name} is left out: a text with too many values", file=sys.stderr)
     declared["features"] = features
     return declared
 
@@ -311,6 +317,8 @@ def read(source: Source, schema: Schema) -> Iterator[Record | Reject]:
                 raise UserError("every feature is missing")
             record["time"] = _time(row[source["time"]])
             record["event"] = _event(row[source["event"]], source["happened"])
+            if record["event"] and record["time"] == 0:
+                raise UserError("time is 0: the event was there from the beginning")
             split = row[source["split"]].lower() if "split" in source else None
             if split is not None and split not in PART_OF_NAMES:
                 raise UserError(f"split is train, val or test; got {split!r}")
@@ -362,7 +370,7 @@ def _time(text: str) -> float:
     if text in MISSING:
         raise UserError("time is missing")
     if not _is_number(text) or float(text) < 0:
-        raise UserError(f"time is a number from 0 on; got {text!r}")
+        raise UserError(f"time is how long the patient was followed, from 0 on; got {text!r}")
     return float(text)
 
 

@@ -10,8 +10,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from aigc_ray.task import Batch
+
 BINS = 10  # of D-calibration, as in Haider et al. 2020
 BRIER_TIMES = 100  # at which the Brier score is taken, from the 5th to the 90th percentile
+FEWEST = 10  # events by which one feature is judged
 TINY = 1e-7
 
 
@@ -167,6 +170,32 @@ def tenths(survival: np.ndarray, event: np.ndarray) -> np.ndarray:
     left = np.clip(survival[~event], TINY, 1)[:, None]
     found += (np.clip(np.minimum(edges[1:], left) - edges[:-1], 0, None) / left).sum(0)
     return found
+
+
+def alone(batch: Batch, feature: str) -> float:
+    """The concordance of one feature, or of its absence, in the direction in which it is larger; 0
+    where there is none. Categories are ordered by how soon their patients' ends or events come."""
+    from torchsurv.metrics.cindex import ConcordanceIndex
+
+    told = batch.known["event"]
+    time, event = batch.value["time"][told], batch.value["event"][told] > 0.5
+    value, known = batch.value[feature][told], batch.known[feature][told]
+    risks = [((~known).float(), torch.ones_like(known))]
+    if value.is_floating_point():
+        risks.append((value.float(), known))
+    else:
+        exposed, rows, gone = (
+            torch.zeros(int(value.max()) + 1).index_add_(0, value, weight * known)
+            for weight in (time.float(), torch.ones(len(time)), event.float())
+        )
+        risks += [((of / exposed.clamp(min=TINY))[value], known) for of in (rows, gone)]
+    best = 0.0
+    for risk, here in risks:
+        if event[here].sum() < FEWEST or len(risk[here].unique()) < 2:
+            continue
+        found = float(ConcordanceIndex()(risk[here], event[here], time[here], instate=False))
+        best = max(best, found, 1 - found)
+    return best
 
 
 def kaplan_meier(time: np.ndarray, event: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

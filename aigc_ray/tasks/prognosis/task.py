@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc_ray import losses, noise
+from aigc_ray import fidelity, losses, noise
 from aigc_ray.errors import UserError
 from aigc_ray.model import Model
 from aigc_ray.schema import Field
@@ -44,6 +44,7 @@ MOST_GENERATED = 100_000  # rows in one request
 CHUNK = 1024  # that are drawn at a time
 EXPLAINED, MISSED = 8, 0.01  # patients that attributions are tried on, and what they may miss
 PATH = 64  # points between the mean of the training rows and a patient, of an explanation
+SUSPECTED, LEAK = 2000, 0.95  # rows, and concordance of one feature above which it is suspicious
 LEVELS = (0.05, 0.95)  # between which the members' curves and an interval of time lie
 
 
@@ -189,9 +190,28 @@ class Prognosis(Task):
         told = torch.cat([batch.known["event"] for batch in taken])
         time = torch.cat([batch.value["time"] for batch in taken])[told]
         event = torch.cat([batch.value["event"] for batch in taken])[told] > 0
+        if not event.any():
+            raise UserError(
+                "event: it happened to none of the training rows, so nothing is learned"
+            )
         _critic(networks).clock.fit(time)
         _times(networks, "recogniser").fit(time, event)
         _times(networks, "censoring").fit(time, ~event)
+
+    def doubts(self, rows: Iterator[Batch]) -> list[str]:
+        """Features that tell the outcome too well by themselves: they may have been written down
+        after it, or from it."""
+        taken = fidelity.joined(rows, SUSPECTED)
+        found = []
+        for field in self.schema.part("input"):
+            concordance = metrics.alone(taken, field.name)
+            if concordance > LEAK:
+                found.append(
+                    f"{field.name} by itself ranks patients with a concordance of "
+                    f"{concordance:.3f}: it may hold the outcome, and then what was learned is "
+                    "worth nothing"
+                )
+        return found
 
     def stages(self) -> tuple[Stage, ...]:
         adversary = Optimizer(self.adversary_rate, betas=(0.0, 0.95))
