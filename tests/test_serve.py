@@ -186,6 +186,7 @@ def test_beyond_what_may_wait_clients_are_asked_to_come_back(server):
 
 
 JSON = {"content-type": "application/json"}
+IMAGE = {"image": ""}
 REFUSED: dict[str, tuple[int, str, str, dict[str, Any], dict[str, Any]]] = {
     "unreadable JSON": (400, "POST", PREDICT, {"content": b'{"items": [', "headers": JSON}, {}),
     "NaN": (400, "POST", PREDICT, {"content": b'{"items": NaN}', "headers": JSON}, {}),
@@ -194,7 +195,8 @@ REFUSED: dict[str, tuple[int, str, str, dict[str, Any], dict[str, Any]]] = {
     "no object": (422, "POST", PREDICT, {"json": [1]}, {}),
     "no items": (422, "POST", PREDICT, {"json": {}}, {"field": "items"}),
     "empty": (422, "POST", PREDICT, {"json": {"items": []}}, {"field": "items"}),
-    "65 items": (422, "POST", PREDICT, {"json": {"items": [{}] * 65}}, {"field": "items"}),
+    "65 items": (422, "POST", PREDICT, {"json": {"items": [IMAGE] * 65}}, {"field": "items"}),
+    "1001 items": (422, "POST", PREDICT, {"json": {"items": [{}] * 1001}}, {"field": "items"}),
     "a path": (422, "POST", PREDICT, {"json": {"items": ["/etc/passwd"]}}, {"item": 0}),
     "a text image": (422, "POST", PREDICT, {"json": {"items": [{"image": 5}]}}, {"field": "image"}),
     "unknown key": (422, "POST", PREDICT, {"json": {"items": [{}], "x": 1}}, {"field": "x"}),

@@ -105,7 +105,8 @@ REFUSED: dict[str, tuple[int, str, dict[str, Any], dict[str, Any]]] = {
     "unreadable": (
         400, PREDICT, {"content": b"{", "headers": {"content-type": "application/json"}}, {},
     ),
-    "65 items": (422, PREDICT, {"json": {"items": [{}] * 65}}, {"field": "items"}),
+    "65 items": (422, PREDICT, {"json": {"items": [{"image": ""}] * 65}}, {"field": "items"}),
+    "1001 items": (422, PREDICT, {"json": {"items": [{}] * 1001}}, {"field": "items"}),
     "unknown key": (422, PREDICT, {"json": {"items": [{"colour": 1}]}}, {"field": "colour"}),
     "a text named .png": (
         422, PREDICT, {"files": [("file", ("a.png", png(0))), ("file", ("b.png", b"text"))]},

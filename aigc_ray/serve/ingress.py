@@ -28,7 +28,9 @@ from aigc_ray.serve import openapi, security
 from aigc_ray.serve.backend import Backend, Batcher, Remote
 from aigc_ray.serve.problems import Problem, busy, down, internal
 
-ITEMS = 64  # in a request
+ITEMS = 64  # with a file in each of them, in a request
+ROWS = 1000  # without
+FILES = {"file", "image"}
 EXPLAINED = 16  # items of a request whose answers are explained; each may take a second
 GENERATING = 4  # requests at a time and task; each may take minutes
 COLLECTED = 64 << 20  # bytes of samples in an answer that is not streamed
@@ -110,7 +112,7 @@ def application(services: Mapping[str, Service], token: str | None = None) -> AS
 
     @app.post("/v1/{task}/predict", openapi_extra=openapi.PREDICT, responses=openapi.PROBLEMS)
     async def predict(task: str, request: Request) -> Response:
-        """What the task's model says about each item: at most 64 in a request."""
+        """What the task's model says about each item: at most 64 with files, or 1,000 without."""
         asked = service(task)
         return JSONResponse(await asked.predict(await _items(request)))
 
@@ -227,7 +229,7 @@ async def _items(request: Request) -> list[Any]:
     items = body.pop("items", None)
     if not isinstance(items, list):
         raise Problem(422, "items is a list with one object an item", field="items")
-    explain = _explain(len(items), body.pop("explain", False))
+    explain = _explain(items, body.pop("explain", False))
     for number, item in enumerate(items):
         if not isinstance(item, dict):
             detail = f"item {number}: an item is an object with named fields"
@@ -237,10 +239,13 @@ async def _items(request: Request) -> list[Any]:
     return [item | {"explain": True} for item in items] if explain else items
 
 
-def _explain(count: int, explain: Any, field: str = "items") -> bool:
+def _explain(items: list[Any], explain: Any, field: str = "items") -> bool:
     """Whether answers are to be explained, once the number of items is found right."""
-    if not 1 <= count <= ITEMS:
-        raise Problem(422, f"a request has 1 to {ITEMS} items; got {count}", field=field)
+    count = len(items)
+    files = any(isinstance(item, dict) and FILES & item.keys() for item in items)
+    most, which = (ITEMS, "items with files") if files else (ROWS, "items")
+    if not 1 <= count <= most:
+        raise Problem(422, f"a request has 1 to {most} {which}; got {count}", field=field)
     words = {"true": True, "false": False}
     wanted = words.get(explain, explain) if isinstance(explain, str) else explain
     if not isinstance(wanted, bool):
@@ -314,7 +319,7 @@ async def _uploads(request: Request) -> list[Any]:
     finally:
         await form.close()
     items = [shared | item for item in items]
-    if _explain(len(items), explain, "file"):
+    if _explain(items, explain, "file"):
         return [item | {"explain": True} for item in items]
     return items
 
@@ -324,7 +329,7 @@ async def _upload(content: bytes, name: str) -> list[Any]:
     if not tables.is_upload(name):
         return [{"file": content, "filename": name}]
     try:
-        return list(await asyncio.to_thread(tables.parse, content, name, ITEMS))
+        return list(await asyncio.to_thread(tables.parse, content, name, ROWS))
     except UserError as error:
         raise Problem(422, str(error), field="file") from None
 

@@ -78,10 +78,11 @@ PREDICT: dict[str, Any] = {
                     "required": ["items"],
                     "properties": {
                         "items": _list(
-                            '1 to 64, e.g. {"image": a PNG, JPEG, TIFF or DICOM file in base64}, '
-                            'for a DICOM file of several frames with "frame", from 1; of '
-                            'prognosis {"age": 55, …}: features by name, any of which may be '
-                            'missing, with "what_if": {"age": 45} for a second curve'
+                            '1 to 64 with files, e.g. {"image": a PNG, JPEG, TIFF or DICOM '
+                            'file in base64}, for a DICOM file of several frames with "frame", '
+                            'from 1; of prognosis {"age": 55, …}: features by name, any of which '
+                            'may be missing, with "what_if": {"age": 45} for a second curve, 1 to '
+                            "1,000"
                         ),
                         "horizons": HORIZONS,
                         "explain": EXPLAIN,

@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import uvicorn
 
@@ -91,6 +92,13 @@ def test_patients_are_answered_in_their_order_and_what_is_asked_for_all_holds_fo
     assert [one["time"] for one in old["horizons"]] == [1]
     assert young["risk"] < old["risk"]
     assert answer["model"]["task"] == "prognosis"
+
+
+def test_a_thousand_patients_are_answered_in_one_request(url):
+    items = [{"age": 40 + number / 20} for number in range(1000)]
+    risks = [one["risk"] for one in asked(url, "predict", json={"items": items}).json()["items"]]
+    assert len(risks) == 1000
+    assert np.corrcoef(np.arange(1000), risks)[0, 1] > 0.9
 
 
 def test_an_answer_is_explained_where_that_is_asked_for(url):
