@@ -60,7 +60,7 @@ def quickstart() -> str:
     rows.append(("peak memory", f"{metrics['peak_memory_gib']:.1f} GiB"))
     for name, value in metrics["test"].items():
         rows.append((f"test {name}", f"{value:.3f}"))
-    for name, value in metrics["prognosis"].items():
+    for name, value in metrics.get("prognosis", {}).items():
         rows.append((f"prognosis, test {name}", f"{value:.3f}"))
     return _rows("quickstart, one seed | ", rows) + _when("quickstart")
 
