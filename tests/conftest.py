@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 
 # Before torch and Ray are imported: workers inherit these.
@@ -25,12 +26,16 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def free_port():
-    """A port that was free a moment ago."""
+    """A port that was free a moment ago, and that no process is given which asks for any: Ray's
+    many would take it before a long test comes to use it."""
+    import random
     import socket
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    while True:
+        port = random.SystemRandom().randrange(21_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @pytest.fixture(scope="module")
