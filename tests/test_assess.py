@@ -85,6 +85,7 @@ def test_whoever_learned_from_generated_rows_answers_where_that_does_no_harm(
     found = model.info["generated_rows"]
     assert found["heard"] == (better == "beside")
     assert (found["gain"]["value"] > 0) == found["heard"]
+    assert found["gain_elsewhere"] != found["gain"]  # of the rows perturbed
     assert model.members[0]["recogniser"] is skilled
     lines = card(model.info)
     heard = "the recogniser that learned from generated rows too:" in lines

@@ -62,6 +62,17 @@ def test_no_answer_is_surer_than_it_will_be_elsewhere():
     assert made.temperature > 2
 
 
+def test_the_temperature_is_that_of_all_rows_of_both_halves():
+    label, half = opinion(2000, 2.0, 0)[1], halved(2000)
+    sharp, true = (opinion(2000, 2.0, 0, sharpness)[0] for sharpness in (4.0, 1.0))
+    uneven = np.where(half[:, None], true, sharp)
+    made = judgement.fit({"recogniser": uneven}, label, half, CLASSES, Policy())
+    of_one = judgement.fit({"recogniser": true}, label, half, CLASSES, Policy()).temperature
+    of_other = judgement.fit({"recogniser": sharp}, label, half, CLASSES, Policy()).temperature
+    assert of_one + 0.5 < made.temperature < of_other - 0.5
+    assert made.rows["temperature"] == 2000
+
+
 def test_sets_miss_the_truth_as_often_as_they_may():
     made = fitted(alpha=0.2)
     probability, label = opinion(4000, 2.0, 1, 3.0)

@@ -26,7 +26,9 @@ from aigc_ray.task import Item, Record, Shortfall
 logger = logging.getLogger("ray.serve")
 
 POLL_SECONDS = 5.0
-ROWS = 256  # of a table that are answered at once; others wait for about a tenth of a second
+AT_ONCE = (
+    256  # rows of a table that are answered together; others wait for about a tenth of a second
+)
 FAULT: dict[str, Any] = {"fault": True}  # an answer that our own code failed to give
 
 
@@ -121,7 +123,7 @@ class TaskServer:
             except Exception as error:
                 _log(error)
             await asyncio.sleep(0)  # health checks come through between two large images
-        numbers, size = list(records), ROWS if model.task.tabular else BATCH
+        numbers, size = list(records), AT_ONCE if model.task.tabular else BATCH
         for start in range(0, len(numbers), size):
             chunk = numbers[start : start + size]
             found = _answer(model, [records[number] for number in chunk])

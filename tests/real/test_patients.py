@@ -66,9 +66,8 @@ def test_what_is_learned_from_a_generated_cohort_holds_and_nobody_is_copied(trai
     found = model.info["generation"]
     assert found["tstr_over_trtr"] > 0.93
     assert not found["copies"]
-    # A cohort of as many real patients lies that far away already.
-    assert found["course"] < found["course_real"] + 0.05
-    assert found["marginals"] < found["marginals_real"] + 0.04
+    assert found["course"] < 0.06
+    assert found["marginals"] < min(0.1, found["marginals_real"] + 0.04)
 
 
 def test_a_course_is_answered_with_attributions_that_add_up(trained):

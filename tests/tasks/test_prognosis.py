@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import os
@@ -21,7 +22,7 @@ from aigc_ray.errors import UserError
 from aigc_ray.ingest import ingest
 from aigc_ray.model import Model
 from aigc_ray.schema import Schema
-from aigc_ray.task import Batch
+from aigc_ray.task import Batch, Step
 from aigc_ray.tasks.prognosis import metrics
 from aigc_ray.tasks.prognosis.networks import Clock, Cohort, Encoder, Times
 from aigc_ray.tasks.prognosis.task import Prognosis
@@ -215,6 +216,23 @@ def test_a_density_is_what_the_curve_loses():
     torch.testing.assert_close(likely.exp(), density, rtol=0.02, atol=1e-4)
     gone = network.log_likelihood(log_hazard, when, torch.zeros(5))
     torch.testing.assert_close(gone, -network.cumulated(log_hazard, when[:, None])[:, :, 0])
+
+
+def test_what_is_learned_from_is_the_likelihood_of_the_curve(trained):
+    """The mixture's, whose curve is the members' mean; the members' own mean is lower."""
+    model, job = trained
+    networks = copy.deepcopy(model.members[0])
+    networks["recogniser"].head.data *= 3  # the members disagree
+    model = Model(model.task, [networks], {})
+    task = dataclasses.replace(model.task, adversary=0.0, dropout=0.0, hidden=0.0)
+    rows = fidelity.joined(split(job, task, "test"), 200)
+    step = Step(lambda value, weight: value.mean(), 0, 0.5, 0.0, lambda name, value: None)
+    player = next(p for p in task.stages()[0].players if p.network == "recogniser")
+    loss = player.loss(networks, rows, None, step)
+    found = model.recognise(rows)
+    curves = found["times"][0].numpy(), found["survival"].numpy()
+    time, event = rows.value["time"].numpy(), rows.value["event"].numpy()
+    assert float(loss) == pytest.approx(metrics.nll(*curves, time, event), abs=0.02)
 
 
 @torch.no_grad()

@@ -198,7 +198,7 @@ def test_patients_stay_in_one_split_and_the_sources_splits_are_kept(tmp_path):
     assert sum(part["rows"] for part in manifest["splits"].values()) == 400
 
 
-def test_a_patient_in_two_splits_keeps_the_one_that_is_for_judging(tmp_path):
+def test_a_patient_in_two_splits_stays_in_the_one_that_is_met_first(tmp_path):
     lines = ["id,age,time,event,split"]
     for row in range(300):  # the first fifty patients have a row in each of two splits
         part = row % 2 if row < 100 else row // 2 % 3
@@ -217,9 +217,11 @@ def test_a_patient_in_two_splits_keeps_the_one_that_is_for_judging(tmp_path):
             for part in rows.scan(data, manifest, name, ["patient"])
             for patient in part["patient"]
         }
-        for name in ("train", "test")
+        for name in ("train", "test", "val")
     }
-    assert people["test"] and not people["train"] & people["test"]
+    assert not people["train"] & people["test"] and not people["val"] & people["test"]
+    # The fifty that were in both, and a third of the hundred others each.
+    assert [len(people[name]) for name in ("train", "test", "val")] == [83, 33, 34]
 
 
 def test_a_table_of_dates_or_of_which_a_tenth_is_broken_is_not_ingested(tmp_path):
