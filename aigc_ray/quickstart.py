@@ -53,11 +53,13 @@ def quickstart(*, s3: bool = False, leave: bool = False, port: int = 8000) -> di
     Returns:
         The seconds of each phase, metrics, answer and addresses, where it `leave`s.
     """
-    began = time.monotonic()
+    began = ended = time.monotonic()
     seconds: dict[str, float] = {}
 
     def done(phase: str, told: str) -> None:
-        seconds[phase] = round(time.monotonic() - began - sum(seconds.values()), 1)
+        nonlocal ended
+        before, ended = ended, time.monotonic()
+        seconds[phase] = round(ended - before, 1)
         print(f"[{seconds[phase]:6.1f} s] {phase}: {told}", file=sys.stderr)
 
     with ExitStack() as stack:
@@ -91,8 +93,10 @@ def quickstart(*, s3: bool = False, leave: bool = False, port: int = 8000) -> di
         done("patient", json.dumps({key: curve[key] for key in ("median", "interval", "horizons")}))
         total = round(time.monotonic() - began, 1)
         report = summary["report"]
-        seen = _link(report) if s3 else report
-        print(f"the page    {address}\nthe report  {seen}\nin {total} s", file=sys.stderr)
+        print(f"the page    {address}", file=sys.stderr)
+        for uri in (report, foreseen["report"]):
+            print(f"the report  {_link(uri) if s3 else uri}", file=sys.stderr)
+        print(f"in {total} s", file=sys.stderr)
         if leave:
             return {
                 "seconds": {**seconds, "total": total},

@@ -92,7 +92,7 @@ FOUND = {
     "Whether learning from generated rows too is heard": "generated_rows",
     "How answers are given or withheld": "calibration",
     "What is generated": "generation",
-    "Heat maps": "explanation",
+    "Whether explanations can be trusted": "explanation",
 }
 
 

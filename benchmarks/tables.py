@@ -179,6 +179,8 @@ def prognosis_speed() -> str:
     answered = metrics["predict_seconds"]
     rows = [
         ("a member's fit, s", _spread(metrics["fit_seconds"], 1)),
+        ("the same without the critic, s", _spread(metrics["fit_seconds_without_critic"], 1)),
+        ("its chosen step of 1,500", _spread(metrics["chosen_step"], 0)),
         ("DeepSurv's fit, s", _spread(metrics["deepsurv_seconds"], 1)),
         ("ratio, pair by pair", _spread(metrics["fit_ratio"])),
         (

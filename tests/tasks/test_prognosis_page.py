@@ -178,10 +178,11 @@ def test_the_page_foresees_a_patient_and_generates_a_cohort(url, tmp_path):
             browser.run("document.querySelector('[data-feature=therapy]').value = 'none'; 0")
             browser.run("document.querySelector('#if-feature').value = 'therapy'; 0")
             browser.type("#if-value", "new")
-            browser.type("#horizons", "1, 3")
+            browser.type("#horizons", "1.0955, 3")
             browser.press("Enter", 13)
             browser.wait("document.querySelectorAll('#course .curve polyline').length === 3")
             course = browser.text("#course")
+            assert "without the event at 1.0955 years" in course
             assert "without the event at 3 years" in course
             assert "an association" in course
             assert len(browser.run("[...document.querySelectorAll('#course dt')].map(String)")) == 4
