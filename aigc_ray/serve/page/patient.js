@@ -58,7 +58,7 @@ at("patient").addEventListener("submit", async (event) => {
 });
 
 const short = (number) => Number(number.toPrecision(3)).toString();
-const asked = (number) => Number(number.toPrecision(6)).toString(); // as it was asked for
+const whole = (number) => Number(number.toPrecision(6)).toString(); // as it was asked for
 
 function tellCourse(item, model) {
   const unit = item.unit ? ` ${item.unit}` : "";
@@ -69,7 +69,7 @@ function tellCourse(item, model) {
     : "Of such patients the event comes to fewer than one in twenty while they are followed.";
   const parts = [element("p", half, { class: "label" }), drawn(item, unit)];
   for (const one of item.horizons ?? []) {
-    parts.push(element("p", `${percent(one.survival)} without the event at ${asked(one.time)}${unit} ` +
+    parts.push(element("p", `${percent(one.survival)} without the event at ${whole(one.time)}${unit} ` +
       `(${percent(one.low)} to ${percent(one.high)}).`));
   }
   if (item.what_if) {
@@ -98,7 +98,7 @@ function spoken(explanation, unit) {
       element("progress", undefined, { value: Math.abs(share) / most, max: 1, "aria-label": name }),
     );
   }
-  const told = `At ${asked(explanation.horizon)}${unit} the chance of being without the event is ` +
+  const told = `At ${whole(explanation.horizon)}${unit} the chance of being without the event is ` +
     `${percent(explanation.survival)}, against ${percent(explanation.baseline)} of the mean patient; ` +
     "the features add up to the difference. They are associations, not causes.";
   return [element("p", told), bars];
