@@ -177,17 +177,24 @@ def cohorts() -> str:
 def prognosis_speed() -> str:
     metrics = results("prognosis_speed")["metrics"]
     answered = metrics["predict_seconds"]
+    fits = {
+        "fit_seconds": ("a member's fit, s", 1),
+        "fit_seconds_without_critic": ("the same without the critic, s", 1),
+        "chosen_step": ("its chosen step of 1,500", 0),
+        "deepsurv_seconds": ("DeepSurv's fit, s", 1),
+        "fit_ratio": ("ratio, pair by pair", 2),
+    }
     rows = [
-        ("a member's fit, s", _spread(metrics["fit_seconds"], 1)),
-        ("the same without the critic, s", _spread(metrics["fit_seconds_without_critic"], 1)),
-        ("its chosen step of 1,500", _spread(metrics["chosen_step"], 0)),
-        ("DeepSurv's fit, s", _spread(metrics["deepsurv_seconds"], 1)),
-        ("ratio, pair by pair", _spread(metrics["fit_ratio"])),
+        (name, _spread(metrics[key], digits))
+        for key, (name, digits) in fits.items()
+        if key in metrics
+    ]
+    rows.append(
         (
             f"{metrics['patients']} patients in one request, s",
             f"{answered['median']:.2f} ({answered['min']:.2f} to {answered['max']:.2f})",
-        ),
-    ]
+        )
+    )
     return _rows("SUPPORT, two cores | ", rows) + _when("prognosis_speed")
 
 
