@@ -71,6 +71,11 @@ class Adversary:
     def finished(self) -> bool:
         return self.step_number >= self.steps
 
+    @property
+    def between(self) -> bool:
+        """Whether one stage is over and another one begins."""
+        return not self.finished and 0 == self.stage_at(self.step_number)[1] < self.step_number
+
     def _enter(self, where: tuple[Stage, float]) -> None:
         stage, progress = where
         if stage is not self._stage:
@@ -132,7 +137,7 @@ class Adversary:
             rise = 2 * HELD_BACK_EVERY / stage.steps
             self.strength = min(max(self.strength + math.copysign(rise, float(signal) - 0.5), 0), 1)
             figures["overfitting"] = signal
-        self._follow()
+        self._follow(stage)
         self.step_number += 1
         self._enter(self.stage_at(self.step_number))
         return figures
@@ -198,19 +203,17 @@ class Adversary:
         return True
 
     @torch.no_grad()
-    def _follow(self) -> None:
+    def _follow(self, stage: Stage) -> None:
         """Move the averaged weights: a half-life of 5 % of the images seen, capped at the budget's
         twentieth (after the ramp of Karras et al. 2020)."""
         half_life = max(0.05 * (self.step_number + 1), 1.0)  # steps
         share = 1 - 0.5 ** (1 / half_life)
-        for name, network in self.networks.items():
-            average = self.average[name]
-            torch._foreach_lerp_(list(average.parameters()), list(network.parameters()), share)
-            for target, source in zip(average.buffers(), network.buffers(), strict=True):
-                if target.is_floating_point():
-                    target.lerp_(source, share)
-                else:
-                    target.copy_(source)
+        for name in {player.network for player in stage.players}:  # the others stand still
+            old, new = self.average[name].state_dict(), self.networks[name].state_dict()
+            moving = [key for key, tensor in old.items() if tensor.is_floating_point()]
+            torch._foreach_lerp_([old[key] for key in moving], [new[key] for key in moving], share)
+            for key in old.keys() - moving:
+                old[key].copy_(new[key])
 
     # --- put down and taken up --------------------------------------------------------------
 
@@ -245,6 +248,19 @@ class Adversary:
                 for tensor in self.networks.state_dict().values():
                     dist.broadcast(tensor, 0)
         self.average.load_state_dict(self.networks.state_dict())
+
+    @torch.no_grad()
+    def go_back(self, best: dict[str, Tensor]) -> None:
+        """Go on with averaged weights of an earlier moment, which the first worker has, in the
+        networks that the task's objective chooses."""
+        for name in self.task.chosen:
+            weights = self.average[name].state_dict()
+            if best:
+                self.average[name].load_state_dict(_under(best, f"{name}."))
+            if _world() > 1:
+                for tensor in weights.values():
+                    dist.broadcast(tensor, 0)
+            self.networks[name].load_state_dict(weights)
 
     def start_from(self, member: Networks) -> None:
         """Begin with a model's weights, to fine-tune it; networks that it lacks stay fresh.

@@ -33,7 +33,7 @@ SETTINGS = {
 }
 # A minute more: patients of a real study, which come with an installed package.
 PATIENTS = "gbsg2"
-PROGNOSIS = {"num_workers": 2, "steps": 300, "validate_every": 50, "transfer_steps": 100}
+PROGNOSIS = {"num_workers": 2, "transfer_steps": 100}
 PATIENT: dict[str, Any] = {
     "age": 55, "horTh": "yes", "tsize": 30, "tgrade": "II", "pnodes": 4, "horizons": [365, 1095],
 }  # fmt: skip

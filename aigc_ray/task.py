@@ -118,7 +118,10 @@ class Player(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """A stretch of training with the same players, e.g. likelihood, then adversarial."""
+    """A stretch of training with the same players, e.g. likelihood, then adversarial.
+
+    A later stage goes on from the best moment of the networks that the objective chooses.
+    """
 
     name: str
     steps: int
@@ -252,6 +255,15 @@ class Task(ABC):
     ) -> dict[str, float]:
         """Metrics of predictions for any set of rows, the objective among them; NaN where these
         rows have none. `value` and `known` are the rows as a `Batch` holds them."""
+
+    def glance(
+        self,
+        prediction: Mapping[str, np.ndarray],
+        value: Mapping[str, np.ndarray],
+        known: Mapping[str, np.ndarray],
+    ) -> dict[str, float]:
+        """The metrics that are looked at in training: the objective at least."""
+        return self.measure(prediction, value, known)
 
     @abstractmethod
     def sample(self, model: Model) -> bytes:

@@ -292,7 +292,7 @@ def finish(
             "batch_size": training.batch_size,
             "workers": training.num_workers,
             "members": len(jobs),
-            "seconds": round(sum(one["seconds"] for one in extras), 1),
+            "seconds": round(sum(one["seconds"] for one in extras), 2),
             "rows_per_second": round(last["rows_per_second"], 1),
             "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
             "chosen_at_step": extra["best"]["step"],

@@ -21,7 +21,7 @@ class Training:
     seed: int = 0
     data: Literal["auto", "memory", "stream"] = "auto"
     init: str | None = None  # a MODEL to start from
-    validate_every: int = 250  # steps
+    validate_every: int | None = None  # steps; None: a twentieth of each stage
     checkpoint_every: int = 500  # steps
     checkpoint_seconds: float = 120.0
     max_failures: int = 3  # worker crashes that a run survives
@@ -32,6 +32,8 @@ class Training:
     def __post_init__(self) -> None:
         if self.batch_size < 2:
             raise UserError(f"batch_size is at least 2; got {self.batch_size}")
+        if self.validate_every is not None and self.validate_every < 1:
+            raise UserError(f"validate_every is at least 1; got {self.validate_every}")
         if self.num_workers < 0:
             raise UserError(f"num_workers is 0 or more; got {self.num_workers}")
         if self.members < 1:

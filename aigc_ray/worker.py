@@ -25,6 +25,7 @@ from aigc_ray.training import Training
 MEMORY_LIMIT = 2 << 30  # bytes of a training split that a worker holds; a larger one is streamed
 VALIDATION_ROWS = 5000  # looked at during training, at most; the last word has all of them
 SHOW_EVERY = 2.0  # seconds between two progress lines
+DRAW_EVERY = 5.0  # seconds between two pictures of what is generated
 
 
 Report = Callable[[dict[str, Any]], None]
@@ -36,6 +37,7 @@ def work(job: dict[str, Any], report: Report | None = None) -> None:
     Args:
         report: told the figures after each validation; Ray Train is where it runs the workers.
     """
+    began = time.monotonic()
     share, device = _place(job["settings"]["gpu"])
     beside = share.workers * job.get("concurrent", 1)  # trials of a sweep share the machine too
     # Ray sets OMP_NUM_THREADS by itself, to the one core that it thinks a worker needs; without Ray
@@ -60,7 +62,7 @@ def work(job: dict[str, Any], report: Report | None = None) -> None:
         import ray.train
 
         report = ray.train.report
-    recorder = _Recorder(job, training, adversary, best, extra, share, report)
+    recorder = _Recorder(job, training, adversary, best, extra, share, report, began)
     held_back = _feed(job, training, "val")
     batches = feed.batches(adversary.step_number, share)
     looks = held_back.batches(-(-adversary.step_number // HELD_BACK_EVERY), share)
@@ -150,12 +152,15 @@ class _Recorder:
         extra: dict[str, Any],
         share: rows.Share,
         report: Report | None,
+        began: float,
     ) -> None:
         self.job, self.training, self.adversary = job, training, adversary
         self.best, self.extra, self.share, self.report = best, extra, share, report
         self.validation = None if share.rank else _choosing(job, training.task)
         self.began = self.saved = self.shown = time.monotonic()
-        self.before = extra["seconds"]  # of earlier starts
+        self.before = extra["seconds"] + self.began - began  # of earlier starts, and to get here
+        self.drawn = self.began
+        self.seen: dict[str, float] = {}  # figures of the last validation
         self.first = adversary.step_number
         self.aside = 0.0  # seconds spent on validation and checkpoints
         self.figures: dict[str, list[float]] = {}  # since the last validation
@@ -166,7 +171,8 @@ class _Recorder:
         """Called after every step, on every worker."""
         training, adversary = self.training, self.adversary
         step = adversary.step_number
-        validate = step % training.validate_every == 0 or adversary.finished
+        every = training.validate_every or max(1, adversary.stage_at(step - 1)[0].steps // 20)
+        validate = step % every == 0 or adversary.finished or adversary.between
         if self.share.rank == 0:
             for name, value in figures.items():
                 self.figures.setdefault(name, []).append(float(value))
@@ -175,9 +181,12 @@ class _Recorder:
             self.aside += time.monotonic() - before
             if metrics or before - self.shown > SHOW_EVERY or step == self.first + 1:
                 self._show(metrics)
+        if adversary.between:
+            adversary.go_back(self.best)
+        if self.share.rank == 0:
+            before = time.monotonic()
             due = before - self.saved > training.checkpoint_seconds
             if due or step % training.checkpoint_every == 0 or adversary.finished:
-                before = time.monotonic()
                 self._save()
                 self.aside += time.monotonic() - before
         if validate and self.report is not None:
@@ -190,7 +199,10 @@ class _Recorder:
         task, adversary = self.training.task, self.adversary
         assert self.validation is not None
         model = models.Model(task, [adversary.average], {})
-        metrics = fidelity.figures(model, self.validation)
+        stage, _ = adversary.stage_at(adversary.step_number - 1)
+        if not self.seen or any(player.network in task.chosen for player in stage.players):
+            self.seen = task.glance(*fidelity.collected(model, self.validation))
+        metrics = self.seen  # else of networks that stand still
         name, direction = task.objective
         # A metric that does not exist (AUC where one class is missing) is worse than any.
         value, best = metrics[name], self.extra["best"]
@@ -203,9 +215,11 @@ class _Recorder:
                 for key, tensor in adversary.averaged().items()
                 if key.partition(".")[0] in task.chosen
             }
-        picture = f"step-{adversary.step_number:07d}.png"
-        where = storage.join(self.job["run"], "samples", picture)
-        storage.write_bytes(where, task.sample(model))
+        if adversary.finished or time.monotonic() - self.drawn > DRAW_EVERY:
+            picture = f"step-{adversary.step_number:07d}.png"
+            where = storage.join(self.job["run"], "samples", picture)
+            storage.write_bytes(where, task.sample(model))
+            self.drawn = time.monotonic()
         return metrics
 
     def _show(self, metrics: dict[str, float] | None) -> None:

@@ -231,6 +231,7 @@ def _trained(
     name: str, job: Mapping[str, Any], steps: int, seed: int, more: dict[str, Any]
 ) -> Model:
     settings = {"num_workers": 2, "steps": steps, "seed": seed, "batch_size": BATCH}
+    settings |= {"validate_every": 250}
     summary = train("diagnosis", job["data"], settings | LEGAL.get(name, {}) | more)
     return Model.open(registry.fetch(summary["model"]))
 

@@ -215,10 +215,7 @@ PEERS: dict[str, Fit] = {"coxph": coxph, "deepsurv": deepsurv, "rsf": rsf, "gbsa
 # --- ours ---------------------------------------------------------------------------------------
 
 SETTINGS: dict[str, Any] = {"num_workers": 0, "members": 1, "transfer_steps": 0}
-OURS: dict[str, dict[str, Any]] = {
-    "aigc": {},
-    "aigc_without_adversary": {"adversary": 0.0, "cohort": "copula"},
-}
+OURS: dict[str, dict[str, Any]] = {"aigc": {}, "aigc_without_adversary": {"critic_steps": 0}}
 
 
 def aigc(
@@ -276,12 +273,10 @@ def ingested(patients: Patients, train_rows: np.ndarray, test: np.ndarray, folde
 
 
 def sized(rows: int) -> dict[str, Any]:
-    """Steps, batches and width for so many training rows, chosen by held-back likelihood."""
+    """Steps, batches and rate for so many training rows, chosen by held-back likelihood."""
     if rows > 3000:
-        found = {"batch_size": 256, "steps": 1500, "width": 128, "dropout": 0.1}
-    else:
-        found = {"batch_size": 64, "steps": 600}
-    return found | {"validate_every": found["steps"] // 20}
+        return {"batch_size": 256, "steps": 300, "recogniser_rate": 6e-3}
+    return {"batch_size": 64, "steps": 200, "recogniser_rate": 2e-3}  # the defaults
 
 
 def _folder(uri: str) -> Path:

@@ -74,6 +74,7 @@ def alone(data, tmp_path_factory):
     home = tmp_path_factory.mktemp("alone")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AIGC_HOME", str(home))
+        patch.setattr("aigc_ray.worker.DRAW_EVERY", 0.0)
         summary = train("diagnosis", data, TINY | {"num_workers": 0})
         return summary | {"weights": weights(summary)}
 

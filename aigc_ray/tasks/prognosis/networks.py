@@ -152,7 +152,7 @@ class Times(nn.Module):
             row: (B,) keys, in training: units are dropped by the row's own noise, so that it is the
                 same for any number of workers.
         """
-        hidden = seen[:, None].expand(-1, self.members, -1)
+        hidden = seen
         for number, layer in enumerate(self.layers):
             hidden = F.silu(layer(hidden))
             if row is not None and self.dropout:
@@ -222,8 +222,12 @@ class Shared(nn.Module):
         self.bias = nn.Parameter(torch.empty(members, outputs).uniform_(-bound, bound))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, members, outputs) of (B, members, inputs)."""
-        return ((x * self.into) @ self.weight) * self.out + self.bias
+        """(B, members, outputs) of (B, members, inputs), or of (B, inputs) that all are given."""
+        if x.dim() == 3:
+            return ((x * self.into) @ self.weight) * self.out + self.bias
+        # The members' weights are fewer numbers than the members' inputs.
+        every = self.into.T[:, :, None] * self.weight[:, None] * self.out  # (inputs, members, ...)
+        return (x @ every.flatten(1)).unflatten(1, self.out.shape) + self.bias
 
     def of(self, x: Tensor, member: Tensor) -> Tensor:
         """(B, outputs) of (B, inputs) by one member (B,) for each row."""
@@ -264,37 +268,40 @@ class Critic(nn.Module):
     """One logit for an observed triple: a patient, a time, and whether it is the event's.
 
     It sees censored rows as they are, censored: with the events alone the real times would be
-    those shorter than the censoring, and a generator that learned from them too quick.
+    those shorter than the censoring. Before it has learned it gives all the same logit.
     """
 
     def __init__(self, encoder: Encoder, width: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.clock = Clock()
+        last = nn.Linear(width, 1, bias=False)
+        nn.init.zeros_(last.weight)
         self.body = nn.Sequential(
-            nn.Linear(encoder.size + 6, width),
-            nn.LeakyReLU(0.2),
-            nn.Linear(width, width),
-            nn.LeakyReLU(0.2),
-            nn.Linear(width, 1, bias=False),
-        )
+            nn.Linear(encoder.size + 6, width), nn.LeakyReLU(0.2),
+            nn.Linear(width, width), nn.LeakyReLU(0.2),
+            last,
+        )  # fmt: skip
 
-    def forward(self, seen: Tensor, share: Tensor, event: Tensor) -> Tensor:
-        """(B,) of encoded patients (B, size), the clock's share (B,) and the event (B,), 0 to 1."""
-        time = torch.stack([share, share.square(), torch.sin(math.pi * share)], 1)
-        both = torch.cat([time * event[:, None], time * (1 - event[:, None])], 1)
-        logit: Tensor = self.body(torch.cat([seen, both], 1))
+    def joined(self, seen: Tensor, time: Tensor, event: Tensor) -> Tensor:
+        """(B, size + 6): encoded patients (B, size), and the ends (B,) of those who had the event
+        (0 or 1) apart from those who were lost from sight."""
+        share = self.clock(time)
+        told = torch.stack([share, share.square(), torch.sin(math.pi * share)], 1)
+        return torch.cat([seen, told * event[:, None], told * (1 - event[:, None])], 1)
+
+    def forward(self, joined: Tensor) -> Tensor:
+        """(B,) of what `joined` makes."""
+        logit: Tensor = self.body(joined)
         return logit[:, 0]
 
 
 class Cohort(nn.Module):
-    """New patients: a Gaussian copula of the training rows' columns, and what it lacks.
+    """New patients: a Gaussian copula of the training rows' columns.
 
     Each column has its own distribution (quantiles of numbers, shares of categories, how often it
     is missing), tied together by the correlations of their normal scores (Patki et al. 2016, "The
-    Synthetic Data Vault"); a network, which starts as zero, moves the scores. After training a
-    patient's value in a column is where the moved score stands among those of all generated
-    patients: the network changes how columns hang together, never a column's own distribution.
+    Synthetic Data Vault"). It is fitted, not trained; what it lacks, a critic makes good.
 
     Args:
         numbers: columns that hold numbers.
@@ -306,13 +313,10 @@ class Cohort(nn.Module):
     rate: Tensor
     shares: Tensor
     tie: Tensor
-    reference: Tensor
 
     KNOTS = 33
-    REFERENCE = 1024  # generated patients among whom a score's place is found
-    SOFT = 0.05  # width of the border between two categories, through which gradients pass
 
-    def __init__(self, numbers: int, categories: tuple[int, ...], *, width: int) -> None:
+    def __init__(self, numbers: int, categories: tuple[int, ...]) -> None:
         super().__init__()
         self.numbers, self.categories = numbers, categories
         self.scores = 2 * numbers + len(categories)
@@ -322,13 +326,6 @@ class Cohort(nn.Module):
         self.register_buffer("rate", torch.zeros(numbers))  # of missing values
         self.register_buffer("shares", torch.zeros(len(categories), most))  # the last: missing
         self.register_buffer("tie", torch.eye(self.scores))  # Cholesky factor of the correlations
-        self.register_buffer("reference", _normal(self.REFERENCE, self.scores), persistent=False)
-        self.body = nn.Sequential(
-            nn.Linear(self.scores, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(),
-            nn.Linear(width, self.scores),
-        )  # fmt: skip
-        for parameter in self.body[-1].parameters():
-            nn.init.zeros_(parameter)
 
     @torch.no_grad()
     def fit(self, number: Tensor, known: Tensor, codes: Sequence[Tensor]) -> None:
@@ -355,61 +352,23 @@ class Cohort(nn.Module):
         self.tie.copy_(torch.linalg.cholesky(_correlations(scores)))
 
     def forward(self, noise: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Numbers (B, numbers), which are known, and categories (B, count + 1) of zeros and a one,
-        the last for missing; of noise (B, scores), differentiable in all but what is known."""
-        score = self._moved(noise)
-        # In training it would reward scores that all move the same way, without an end.
-        place = torch.special.ndtr(score) if self.training else self._place(score)
-        place = place.clamp(1e-6, 1 - 1e-6)
+        """Numbers (B, numbers), which are known, and for each column of categories int64 (B,), the
+        number of categories where it is missing; of noise (B, scores)."""
+        place = torch.special.ndtr(noise @ self.tie.T).clamp(1e-6, 1 - 1e-6)
         n = self.numbers
         spot = place[:, :n] * (self.KNOTS - 1)
-        index = spot.detach().floor().long().clamp(max=self.KNOTS - 2)
-        columns = torch.arange(n)
+        index = spot.floor().long().clamp(max=self.KNOTS - 2)
+        columns = torch.arange(n, device=noise.device)
         low, high = self.values[columns, index], self.values[columns, index + 1]
         number = low + (high - low) * (spot - index)
         coarse = torch.where(self.step > 0, self.step, 1.0)
-        rounded = torch.where(self.step > 0, (number / coarse).round() * coarse, number)
-        number = number + (rounded - number).detach()
+        number = torch.where(self.step > 0, (number / coarse).round() * coarse, number)
         known = place[:, n : 2 * n] < 1 - self.rate
-        kinds = []
+        codes = []
         for column, count in enumerate(self.categories):
-            edges = F.pad(self._all(column, count).cumsum(0), (1, 0))
-            edges[-1] = 1
-            u = place[:, 2 * n + column, None]
-            soft = torch.sigmoid((u - edges[:-1]) / self.SOFT) - torch.sigmoid(
-                (u - edges[1:]) / self.SOFT
-            )
-            hard = ((u >= edges[:-1]) & (u < edges[1:])).float()
-            kinds.append(soft + (hard - soft).detach())
-        return number, known, kinds
-
-    def _moved(self, noise: Tensor) -> Tensor:
-        score = noise @ self.tie.T
-        moved: Tensor = score + self.body(score)
-        return moved
-
-    def _place(self, score: Tensor) -> Tensor:
-        """(B, scores), 0 to 1, of moved scores: the share of generated patients below."""
-        steps = torch.linspace(0, 1, self.KNOTS, device=score.device)
-        knots = torch.quantile(self._moved(self.reference), steps, dim=0).T.contiguous()
-        column = score.T.contiguous()
-        index = (torch.searchsorted(knots, column) - 1).clamp(0, self.KNOTS - 2)
-        low, high = knots.gather(1, index), knots.gather(1, index + 1)
-        place = (index + (column - low) / (high - low).clamp(min=1e-6)) / (self.KNOTS - 1)
-        return place.T
-
-    def _all(self, column: int, count: int) -> Tensor:
-        """(count + 1,) shares of a column's categories, the last of missing ones."""
-        return torch.cat([self.shares[column, :count], self.shares[column, -1:]])
-
-
-def _normal(count: int, size: int) -> Tensor:
-    """(count, size) normal variables, always the same, that lie more evenly than random ones."""
-    if not size:
-        return torch.zeros(count, 0)
-    engine = torch.quasirandom.SobolEngine(size, scramble=True, seed=0)
-    points = engine.draw(count, dtype=torch.float64).clamp(1e-6, 1 - 1e-6)
-    return torch.special.ndtri(points).float()
+            edges = self.shares[column, :count].cumsum(0)
+            codes.append(torch.searchsorted(edges, place[:, 2 * n + column].contiguous()))
+        return number, known, codes
 
 
 def _quantiles(values: Tensor, count: int) -> Tensor:

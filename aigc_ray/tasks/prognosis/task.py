@@ -39,7 +39,6 @@ from aigc_ray.tasks.prognosis.networks import Cohort, Critic, Encoder, Times
 LOOKED_AT = 50_000  # training rows that distributions are taken from, at most
 FINE = 4  # points of a curve in each interval of constant hazard
 BEYOND = 1.5  # times the end of the follow-up, where the last point of a curve lies
-SOFT = 0.03  # of the clock: how near an event and a censoring are for gradients to pass between
 MOST_GENERATED = 100_000  # rows in one request
 CHUNK = 1024  # that are drawn at a time
 EXPLAINED, MISSED = 8, 0.01  # patients that attributions are tried on, and what they may miss
@@ -60,7 +59,7 @@ class Observed(NamedTuple):
     """What is known of an end: a time, and whether the event happened then."""
 
     time: Tensor  # (B,)
-    event: Tensor  # (B,) 0 to 1
+    event: Tensor  # (B,) 0 or 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,29 +74,30 @@ class Prognosis(Task):
     draws: ClassVar[int] = 100  # every pair of patients is looked at
 
     columns: str | None = None  # a JSON file that says what the columns are; None: inferred
-    steps: int = 1000
+    steps: int = 200  # in which curves are learned
+    critic_steps: int = 200  # after them, in which a critic learns to tell generated patients
+    candidates: int = 8  # generated patients of which the critic lets one pass
     mixture: int = 16  # members of the recogniser's mixture, which share most of their weights
     bins: int = 16  # intervals of constant hazard
     width: int = 64
-    depth: int = 2
+    depth: int = 1
     waves: int = 3  # cosines by which a patient's hazard differs from the others' over time
-    dropout: float = 0.3
+    dropout: float = 0.1
     hidden: float = 0.05  # share of values that are hidden in training, so that any may be missing
-    adversary: float = 0.1  # weight of the critic's word in the recogniser's loss; 0: it has none
-    cohort: Literal["adversarial", "copula"] = "adversarial"  # the critic corrects it, or not
     penalty: float = 0.1  # gamma of R1 and R2
-    critic_width: int = 128
-    adversary_rate: float = 3e-4  # at three times as much columns drift once they are right
-    recogniser_rate: float = 1e-3
+    critic_width: int = 64
+    critic_rate: float = 1e-3
+    recogniser_rate: float = 2e-3
 
     def __post_init__(self) -> None:
-        for key in ("steps", "mixture", "bins", "width", "depth", "waves", "critic_width"):
+        at_least_one = ("steps", "mixture", "bins", "width", "depth", "waves", "critic_width")
+        for key in (*at_least_one, "candidates"):
             if getattr(self, key) < 1:
                 raise UserError(f"task.{key} is at least 1; got {getattr(self, key)}")
         for key in ("dropout", "hidden"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"task.{key} is at least 0 and below 1; got {getattr(self, key)}")
-        for key in ("adversary", "penalty"):
+        for key in ("critic_steps", "penalty"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"task.{key} is 0 or more; got {getattr(self, key)}")
 
@@ -150,7 +150,7 @@ class Prognosis(Task):
 
         return nn.ModuleDict(
             {
-                "generator": Cohort(len(numbers), counts, width=self.critic_width),
+                "generator": Cohort(len(numbers), counts),
                 "critic": Critic(encoder(), self.critic_width),
                 "recogniser": Times(
                     encoder(),
@@ -170,7 +170,7 @@ class Prognosis(Task):
         )  # fmt: skip
 
     def prepare(self, networks: Networks, rows: Iterator[Batch]) -> None:
-        """Distributions of columns and times; the generator starts as a Gaussian copula."""
+        """Distributions of columns and times, and how columns hang together."""
         taken: list[Batch] = []
         for batch in rows:
             taken.append(batch)
@@ -214,72 +214,87 @@ class Prognosis(Task):
         return found
 
     def stages(self) -> tuple[Stage, ...]:
-        adversary = Optimizer(self.adversary_rate, betas=(0.0, 0.95))
-        learner = Optimizer(self.recogniser_rate, (0.9, 0.99), weight_decay=1e-3, final=0.05)
-        players = []
-        if self.adversary > 0 or self.cohort == "adversarial":
-            players.append(Player("critic", self._critic_loss, adversary))
-        if self.cohort == "adversarial":
-            # Before the others: its gradient goes through the ends that they draw.
-            players.append(Player("generator", self._generator_loss, adversary))
-        drawn = int(bool(players))  # with nobody to judge them, no samples are needed
-        players.append(Player("recogniser", self._recogniser_loss, learner))
-        players.append(Player("censoring", self._censoring_loss, learner))
-        return (Stage("adversarial", self.steps, tuple(players), refresh=drawn),)
+        learner = Optimizer(self.recogniser_rate, (0.9, 0.99), weight_decay=1e-3, final=0.0)
+        players = (
+            Player("recogniser", self._recogniser_loss, learner),
+            # When patients are lost from sight hangs on who they are, too.
+            Player("censoring", self._censoring_loss, learner),
+        )
+        likelihood = Stage("likelihood", self.steps, players, refresh=0)
+        if not self.critic_steps:
+            return (likelihood,)
+        judge = Optimizer(self.critic_rate, (0.9, 0.99), final=0.1)
+        critic = Player("critic", self._critic_loss, judge)
+        return likelihood, Stage("adversarial", self.critic_steps, (critic,))
 
     def space(self) -> dict[str, tuple[Any, ...]]:
         return {
-            "recogniser_rate": ("log", 3e-4, 3e-3),
+            "recogniser_rate": ("log", 1e-3, 1e-2),
             "width": ("choice", 32, 64, 128),
-            "waves": ("choice", 2, 4, 8),
-            "dropout": ("linear", 0.1, 0.5),
-            "adversary": ("choice", 0.0, 0.03, 0.1, 0.3),
+            "depth": ("choice", 1, 2),
+            "waves": ("choice", 2, 3, 4),
+            "dropout": ("linear", 0.0, 0.4),
         }
 
     def draw(self, networks: Networks, condition: Batch) -> Draw:
         """Whole patients, each with an end that was seen; nothing is taken from `condition` but the
-        noise. Beside its fields the draw has what the critic takes a gradient through: the
-        categories as zeros and ones."""
+        noise.
+
+        While the critic learns it is shown patients as they are made. From then on it lets one of
+        several candidates pass, each with the odds that it gives it of being real: what it has
+        found out about the generator is made good (sampling importance resampling, Rubin 1988; by a
+        discriminator's odds, Azadi et al. 2019, "Discriminator rejection sampling").
+        """
+        count = 1 if networks.training or not self.critic_steps else self.candidates
+        if count == 1:
+            made = self._made(networks, condition.row)
+        else:
+            size = len(condition.row)
+            every = noise.bits(condition.row, "candidates", (count,)).flatten()
+            candidates = self._made(networks, every)
+            logit = _critic(networks)(self._read(networks, candidates))
+            # The largest of logits with Gumbel's noise is a draw by their softmax.
+            gumbel = -torch.log(-torch.log(noise.uniform(condition.row, "choice", (count,))))
+            place = (logit.reshape(size, count) + gumbel).argmax(1)
+            made = candidates.take(torch.arange(size, device=place.device) * count + place)
+        return Draw(made.value, None, made.known)
+
+    def _made(self, networks: Networks, row: Tensor) -> Batch:
+        """A patient a row, as the generator makes them, with an end that was seen."""
         generator = _cohort(networks)
-        made = Patients(*generator(noise.normal(condition.row, "patient", (generator.scores,))))
-        observed, _ = self._followed(networks, made, condition.row, "cohort")
+        number, told, codes = generator(noise.normal(row, "patient", (generator.scores,)))
         numbers, categories = self._fields()
-        value: dict[str, Tensor] = {"time": observed.time, "event": observed.event}
+        value: dict[str, Tensor] = {}
         known: dict[str, Tensor] = {}
         for place, field in enumerate(numbers):
-            known[field.name] = made.known[:, place]
-            column = torch.where(known[field.name], made.number[:, place], 0.0)
+            known[field.name] = told[:, place]
+            column = torch.where(told[:, place], number[:, place], 0.0)
             if field.kind == "category":
-                column = column.detach().round().long().clamp(0, len(field.values) - 1)
+                column = column.round().long().clamp(0, len(field.values) - 1)
             value[field.name] = column
-        for field, kind in zip(categories, made.kinds, strict=True):
-            known[field.name] = kind[:, -1] < 0.5
-            value[field.name] = kind[:, :-1].argmax(1)
-        known |= {"event": torch.ones_like(observed.event, dtype=torch.bool)}
-        known["time"] = observed.event > 0.5
-        through = {f"through:{number}": kind for number, kind in enumerate(made.kinds)}
-        through |= {"through:number": made.number}
-        return Draw(value | through, None, known)
+        for field, code in zip(categories, codes, strict=True):
+            known[field.name] = code < len(field.values)
+            value[field.name] = torch.where(known[field.name], code, 0)
+        made = Batch(value, known, torch.ones(len(row), device=row.device), row)
+        end = self._followed(networks, self._patients(made), row)
+        value |= {"time": end.time, "event": end.event}
+        known |= {"time": end.event > 0.5, "event": torch.ones_like(end.event, dtype=torch.bool)}
+        return made
 
-    def _followed(
-        self, networks: Networks, patients: Patients, row: Tensor, stream: str
-    ) -> tuple[Observed, Tensor]:
-        """How patients are seen to end, and the times of their events, seen or not."""
-        found = []
-        for name in ("recogniser", "censoring"):
-            network = _times(networks, name)
-            random = noise.uniform(row, f"{stream}/{name}", (2,))
-            member = (random[:, 0] * network.members).long()
-            spent = -torch.log1p(-random[:, 1])
-            hazards = network.of(network.encoder(*patients), member)
-            found.append(network.drawn(hazards, spent))
-        event, lost = found
-        end = _times(networks, "censoring").edges[-1]
-        lost = lost.clamp(max=end)  # nobody is followed for longer
-        clock = _critic(networks).clock
-        soft = torch.sigmoid((clock(lost) - clock(event)) / SOFT)
-        hard = (event <= lost).float()
-        return Observed(torch.minimum(event, lost), soft + (hard - soft).detach()), event
+    def _followed(self, networks: Networks, patients: Patients, row: Tensor) -> Observed:
+        """How patients are seen to end."""
+        event = self._drawn(networks, "recogniser", patients, row)
+        lost = self._drawn(networks, "censoring", patients, row)
+        lost = lost.clamp(max=_times(networks, "censoring").edges[-1])  # nobody is followed longer
+        return Observed(torch.minimum(event, lost), (event <= lost).float())
+
+    def _drawn(self, networks: Networks, name: str, patients: Patients, row: Tensor) -> Tensor:
+        """(B,) times that a network says, each by a member of its mixture."""
+        network = _times(networks, name)
+        random = noise.uniform(row, name, (2,))
+        member = (random[:, 0] * network.members).long()
+        hazards = network.of(network.encoder(*patients), member)
+        return network.drawn(hazards, -torch.log1p(-random[:, 1]))
 
     def _hidden(self, patients: Patients, row: Tensor) -> Patients:
         """The same with a few values missing, so that any value may be."""
@@ -300,18 +315,7 @@ class Prognosis(Task):
         patients = self._patients(real)
         hazards = network(network.encoder(*self._hidden(patients, real.row)), real.row)
         likely = network.log_likelihood(hazards, real.value["time"], real.value["event"])
-        loss = -step.mean(_mixture(likely), real.weight * told)
-        weight = self.adversary * min(1.0, 4 * step.progress)
-        if weight and fake is not None:  # without a draw, it learns alone
-            observed, _ = self._followed(networks, patients, real.row, "recogniser")
-            critic = _critic(networks)
-            seen = critic.encoder(*patients)
-            fooled = critic(seen, critic.clock(observed.time), observed.event)
-            with torch.no_grad():
-                true = critic(seen, critic.clock(real.value["time"]), real.value["event"])
-            won = losses.relativistic(fooled, true, real.weight * told, step.mean)
-            loss = loss + weight * won
-        return loss
+        return -step.mean(_mixture(likely), real.weight * told)
 
     def _censoring_loss(
         self, networks: Networks, real: Batch, fake: Draw | None, step: Step
@@ -323,59 +327,29 @@ class Prognosis(Task):
         likely = network.log_likelihood(hazards, real.value["time"], lost)
         return -step.mean(_mixture(likely), real.weight * real.known["event"])
 
+    def _read(self, networks: Networks, rows: Batch) -> Tensor:
+        """What the critic reads of patients and their ends, without a gradient."""
+        critic = _critic(networks)
+        with torch.no_grad():
+            seen = critic.encoder(*self._patients(rows))
+            return critic.joined(seen, rows.value["time"], rows.value["event"])
+
     def _critic_loss(
         self, networks: Networks, real: Batch, fake: Draw | None, step: Step
     ) -> Tensor:
-        """Real patients against generated ones and, half of the rows, against themselves with an
-        end that the recogniser draws."""
         assert fake is not None
         critic, weight = _critic(networks), real.weight * real.known["event"]
-        patients = self._patients(real)
-        with torch.no_grad():
-            own, _ = self._followed(networks, patients, real.row, "recogniser")
-        made, end = self._made(fake)
-        alone = noise.uniform(real.row, "ends", ()) < 0.5
-        there = critic.encoder(*patients)
-        here = torch.where(alone[:, None], there, critic.encoder(*made))
-        time = torch.where(alone, own.time, end.time)
-        event = torch.where(alone, own.event, end.event)
         logits, penalties = [], []
-        for seen, when, happened in (
-            (there, real.value["time"], real.value["event"]),
-            (here, time, event),
-        ):
+        for rows in (real, real._replace(value=fake.value, known=dict(fake.known))):
             # The penalty is on what the critic reads, the patient and the clock.
-            whole = torch.cat([seen, critic.clock(when)[:, None]], 1).detach()
-            whole.requires_grad_(self.penalty > 0)
-            logits.append(critic(whole[:, :-1], whole[:, -1], happened.detach()))
+            seen = self._read(networks, rows).requires_grad_(self.penalty > 0)
+            logits.append(critic(seen))
             if self.penalty > 0:
-                penalties.append(losses.gradient_penalty(logits[-1], whole))
+                penalties.append(losses.gradient_penalty(logits[-1], seen))
         loss = losses.relativistic(logits[0], logits[1], weight, step.mean)
         if penalties:
             loss = loss + 0.5 * self.penalty * step.mean(penalties[0] + penalties[1], weight)
         return loss
-
-    def _generator_loss(
-        self, networks: Networks, real: Batch, fake: Draw | None, step: Step
-    ) -> Tensor:
-        assert fake is not None
-        critic = _critic(networks)
-        made, end = self._made(fake)
-        fooled = critic(critic.encoder(*made), critic.clock(end.time), end.event)
-        with torch.no_grad():
-            seen = critic.encoder(*self._patients(real))
-            true = critic(seen, critic.clock(real.value["time"]), real.value["event"])
-        return losses.relativistic(fooled, true, real.weight * real.known["event"], step.mean)
-
-    def _made(self, fake: Draw) -> tuple[Patients, Observed]:
-        """A draw as the critic takes it."""
-        numbers, categories = self._fields()
-        known = torch.zeros(len(fake.value["time"]), 0, dtype=torch.bool)
-        if numbers:
-            known = torch.stack([fake.known[field.name] for field in numbers], 1)
-        kinds = [fake.value[f"through:{place}"] for place in range(len(categories))]
-        made = Patients(fake.value["through:number"], known, kinds)
-        return made, Observed(fake.value["time"], fake.value["event"])
 
     # --- answers ----------------------------------------------------------------------------
 
@@ -386,7 +360,8 @@ class Prognosis(Task):
         patients = self._patients(batch)
         seen = network.encoder(*patients)
         every = torch.exp(-network.cumulated(network(seen), self._grid(network)[None]))
-        ends = torch.quantile(every, torch.tensor(LEVELS, device=every.device), dim=1)
+        levels = torch.tensor(LEVELS, device=every.device)
+        ends = torch.quantile(every.transpose(1, 2).contiguous(), levels, dim=2)  # twice as fast
         survival = every.mean(1)
         found = {"survival": survival, "low": ends[0], "high": ends[1]}
         found["times"] = self._grid(network).expand(len(survival), -1)
@@ -505,7 +480,7 @@ class Prognosis(Task):
         fields = {f.name: record[f.name] for f in self.schema.part("input")}
         columns = {k: np.full(len(row), v) for k, v in fields.items() if v is not None}
         patients = self._patients(self.encode(columns, row))
-        _, times = self._followed(model.members[0], patients, row, "cohort")
+        times = self._drawn(model.members[0], "recogniser", patients, row)
         return [float(f"{time:.6g}") for time in times.tolist()]
 
     def measure(
@@ -515,11 +490,22 @@ class Prognosis(Task):
         known: Mapping[str, np.ndarray],
     ) -> dict[str, float]:
         rows = known["event"]
-        times = prediction["times"][0]
-        survival, risk = prediction["survival"][rows], prediction["risk"][rows]
-        time, event = value["time"][rows], value["event"][rows] > 0.5
-        found = {"nll": metrics.nll(times, survival, time, event)}
-        return found | metrics.figures(times, survival, risk, time, event)
+        found = self.glance(prediction, value, known)
+        return found | metrics.figures(
+            prediction["times"][0], prediction["survival"][rows], prediction["risk"][rows],
+            value["time"][rows], value["event"][rows] > 0.5,
+        )  # fmt: skip
+
+    def glance(
+        self,
+        prediction: Mapping[str, np.ndarray],
+        value: Mapping[str, np.ndarray],
+        known: Mapping[str, np.ndarray],
+    ) -> dict[str, float]:
+        """The likelihood alone: concordances look at all pairs of patients."""
+        rows = known["event"]
+        curves = prediction["times"][0], prediction["survival"][rows]
+        return {"nll": metrics.nll(*curves, value["time"][rows], value["event"][rows] > 0.5)}
 
     def sample(self, model: Model) -> bytes:
         return pictures.cohort(self, model)
