@@ -18,6 +18,7 @@ from torch import Tensor
 
 from aigc_ray import distances, noise
 from aigc_ray.adversary import Adversary
+from aigc_ray.intervals import Interval
 from aigc_ray.model import Model
 from aigc_ray.task import Batch, Stage
 
@@ -27,7 +28,7 @@ MEMORY = 256 << 20  # bytes of training rows, and as many of generated ones, to 
 GENERATED = 500  # that are looked at for copies, at least
 PROJECTED = 256  # axes that the rows themselves are projected on
 COPIES = 0.02  # share of copies above which a generator is refused
-DRAWINGS = 5  # of generated tables that are compared with the real one; the mean is told
+DRAWINGS = 5  # of generated tables that are compared with the real one
 SEED = 20_000  # of what is drawn here, apart from requests' usual seeds
 
 
@@ -44,8 +45,10 @@ def fidelity(
     train: Iterable[Batch],
     held_back: Sequence[Batch],
     test: Sequence[Batch],
+    seed: int = SEED,
 ) -> dict[str, Any]:
-    """Figures of the generator; `copies` says whether it may be promoted.
+    """Figures of the generator; `copies` says whether it may be promoted. Tables, which are small,
+    are drawn a few times over, and the mean is told: one drawing's outliers count for much.
 
     Args:
         train: the rows that it was trained on.
@@ -55,12 +58,15 @@ def fidelity(
     known = _taken(model, train, TRAINING)
     look = _standard(known.features)
     target = _taken(model, test, ROWS)
-    made = _taken(model, _drawn(model, test, SEED), ROWS)
+    table = known.plain is None
+    seeds = range(seed, seed + (DRAWINGS if table else 1))
+    made = [_taken(model, _drawn(model, test, one), ROWS) for one in seeds]
     like = _matched(known, target)
-    real, fake = look(target.features), look(made.features)
+    real, fakes = look(target.features), [look(one.features) for one in made]
     twin = look(known.features[like])
-    generated, between = distances.kid(fake, real), distances.kid(twin, real)
-    filled, own = distances.prdc(fake, real), distances.prdc(twin, real)
+    between, own = distances.kid(twin, real), distances.prdc(twin, real)
+    generated = Interval(*np.mean([distances.kid(fake, real) for fake in fakes], 0).tolist())
+    filled = distances.Prdc(*np.mean([distances.prdc(fake, real) for fake in fakes], 0).tolist())
     found: dict[str, Any] = {
         "kid": generated._asdict(),
         "kid_real": between._asdict(),
@@ -69,24 +75,28 @@ def fidelity(
         **filled._asdict(),
         "coverage_real": own.coverage,
     }
-    if known.plain is None:  # rows of a table are few bytes, and have columns to compare
+    if table:  # it has columns to compare
         there = joined(test, ROWS)
-        # As many generated rows as real ones, so that chance parts both alike; a few times over.
-        drawings = [joined(_drawn(model, [there], SEED + n), ROWS) for n in range(DRAWINGS)]
+        # As many generated rows as real ones, so that chance parts both alike.
+        drawings = [joined(_drawn(model, [there], one), ROWS) for one in seeds]
         apart = [model.task.compared(there, drawing) for drawing in drawings]
         found |= {name: float(np.mean([one[name] for one in apart])) for name in apart[0]}
         alike = model.task.compared(there, joined(held_back, ROWS))
         found |= {f"{name}_real": value for name, value in alike.items()}
-    found |= _memory(model, known, look, held_back)
+    found |= _memory(model, known, look, held_back, seed)
     return found
 
 
 def _memory(
-    model: Model, known: Seen, look: Callable[[np.ndarray], np.ndarray], held_back: Sequence[Batch]
+    model: Model,
+    known: Seen,
+    look: Callable[[np.ndarray], np.ndarray],
+    held_back: Sequence[Batch],
+    seed: int,
 ) -> dict[str, Any]:
     unseen = _taken(model, held_back, ROWS)
     times = -(-GENERATED // len(unseen.features))
-    rounds = [_taken(model, _drawn(model, held_back, SEED + 1 + n), ROWS) for n in range(times)]
+    rounds = [_taken(model, _drawn(model, held_back, seed + 1 + n), ROWS) for n in range(times)]
     found: dict[str, Any] = {}
     for name, space in (("features", look), ("plain", np.asarray)):
         if getattr(known, name) is None:

@@ -54,6 +54,7 @@ def render(
             "<p class='note'>The training images are phantoms drawn by the program; "
             "nothing here was learned from patients.</p>"
         )
+    parts += [f"<p class='note'>{escape(limit)}.</p>" for limit in info.get("limits", [])]
     parts += ["<h2>Metrics</h2>", metrics_table(info.get("metrics", {}), info.get("intervals", {}))]
     if info.get("intervals"):
         parts.append("<p>In brackets: 95 % intervals, patients drawn again.</p>")

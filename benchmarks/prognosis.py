@@ -214,22 +214,30 @@ PEERS: dict[str, Fit] = {"coxph": coxph, "deepsurv": deepsurv, "rsf": rsf, "gbsa
 
 # --- ours ---------------------------------------------------------------------------------------
 
-SETTINGS: dict[str, Any] = {"num_workers": 0, "members": 1, "transfer_steps": 0}
+SETTINGS: dict[str, Any] = {"num_workers": 0, "transfer_steps": 0}
+MEMBERS = 3  # of the ensemble that is compared; one of them is timed by prognosis_speed
 OURS: dict[str, dict[str, Any]] = {"aigc": {}, "aigc_without_adversary": {"critic_steps": 0}}
 
 
 def aigc(
-    patients: Patients, train_rows: np.ndarray, test: np.ndarray, folder: Path, more: dict[str, Any]
+    patients: Patients,
+    train_rows: np.ndarray,
+    test: np.ndarray,
+    folder: Path,
+    fold: int,
+    more: dict[str, Any],
 ) -> Curves:
     """A whole training on the fold, from a file on; the curves of its test rows in their order."""
     data = ingested(patients, train_rows, test, folder)
-    settings = SETTINGS | sized(len(train_rows)) | more
+    settings = SETTINGS | sized(len(train_rows)) | {"seed": fold, "members": MEMBERS} | more
     summary = train("prognosis", data, settings, register=False, fresh=True)
     model = Model.open(_folder(summary["uri"]))
     job = {"data": data, "description": load_manifest(data)}
     found = [model.recognise(batch) for batch in split(job, model.task, "test")]
     parts = {name: list(split(job, model.task, name)) for name in ("train", "val", "test")}
-    cohort = fidelity.fidelity(model, parts["train"], parts["val"], parts["test"])
+    # Each fold's patients are drawn by noise of its own.
+    noise = fidelity.SEED + 100 * fold
+    cohort = fidelity.fidelity(model, parts["train"], parts["val"], parts["test"], noise)
     cohort |= fidelity.transfer(model, parts["train"], parts["test"], TRANSFER_STEPS)
     survival = torch.cat([one["survival"] for one in found]).numpy()
     if len(survival) != len(test):
@@ -334,7 +342,7 @@ def compared(arm: str, patients: Patients, folder: Path, trial: dict[str, Any]) 
             curves = PEERS[arm](*known, x[test])
         else:
             where = folder / str(fold)
-            curves = aigc(patients, train_rows, test, where, OURS[arm] | trial)
+            curves = aigc(patients, train_rows, test, where, fold, OURS[arm] | trial)
             ours.append(curves)
         found.append(_judged(curves, patients, train_rows, test))
     calibrated = sum(one["d_calibration_p"] > SIGNIFICANT for one in found)

@@ -55,7 +55,7 @@ class Encoder(nn.Module):
                 continue
             self.mean[column] = values.mean()
             self.scale[column] = values.std().clamp(min=1e-6) if len(values) > 1 else 1.0
-            self.cuts[column] = _quantiles(values, QUANTILES + 1)
+            self.cuts[column] = _quantiles(values, torch.linspace(0, 1, QUANTILES + 1))
         self.centre.copy_(self(number, known, kinds).mean(0))
 
     def columns(self) -> list[Tensor]:
@@ -268,20 +268,20 @@ class Critic(nn.Module):
     """One logit for an observed triple: a patient, a time, and whether it is the event's.
 
     It sees censored rows as they are, censored: with the events alone the real times would be
-    those shorter than the censoring. Before it has learned it gives all the same logit.
+    those shorter than the censoring.
     """
 
     def __init__(self, encoder: Encoder, width: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.clock = Clock()
-        last = nn.Linear(width, 1, bias=False)
-        nn.init.zeros_(last.weight)
         self.body = nn.Sequential(
-            nn.Linear(encoder.size + 6, width), nn.LeakyReLU(0.2),
-            nn.Linear(width, width), nn.LeakyReLU(0.2),
-            last,
-        )  # fmt: skip
+            nn.Linear(encoder.size + 6, width),
+            nn.LeakyReLU(0.2),
+            nn.Linear(width, width),
+            nn.LeakyReLU(0.2),
+            nn.Linear(width, 1, bias=False),
+        )
 
     def joined(self, seen: Tensor, time: Tensor, event: Tensor) -> Tensor:
         """(B, size + 6): encoded patients (B, size), and the ends (B,) of those who had the event
@@ -314,7 +314,9 @@ class Cohort(nn.Module):
     shares: Tensor
     tie: Tensor
 
-    KNOTS = 33
+    # A number is looked up by its normal score, so that the knots lie close where values are rare:
+    # between even quantiles, the last of a long tail would lie anywhere up to the largest value.
+    KNOTS, REACH = 65, 3.0
 
     def __init__(self, numbers: int, categories: tuple[int, ...]) -> None:
         super().__init__()
@@ -332,13 +334,14 @@ class Cohort(nn.Module):
         """To (N, numbers), bool (N, numbers), and for each column of categories int64 (N,), the
         number of categories where it is missing."""
         count = len(number)
+        levels = torch.special.ndtr(torch.linspace(-self.REACH, self.REACH, self.KNOTS))
         scores = torch.zeros(count, self.scores, dtype=torch.float64)
         for column in range(self.numbers):
             here = known[:, column]
             values = number[here, column].double()
             if not len(values):
                 continue
-            self.values[column] = _quantiles(values, self.KNOTS)
+            self.values[column] = _quantiles(values, levels)
             self.step[column] = _step(values)
             self.rate[column] = 1 - here.double().mean()
             scores[here, column] = _scores(number[here, column])
@@ -354,9 +357,10 @@ class Cohort(nn.Module):
     def forward(self, noise: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Numbers (B, numbers), which are known, and for each column of categories int64 (B,), the
         number of categories where it is missing; of noise (B, scores)."""
-        place = torch.special.ndtr(noise @ self.tie.T).clamp(1e-6, 1 - 1e-6)
+        score = noise @ self.tie.T
+        place = torch.special.ndtr(score).clamp(1e-6, 1 - 1e-6)
         n = self.numbers
-        spot = place[:, :n] * (self.KNOTS - 1)
+        spot = (score[:, :n] / self.REACH + 1).clamp(0, 2) / 2 * (self.KNOTS - 1)
         index = spot.floor().long().clamp(max=self.KNOTS - 2)
         columns = torch.arange(n, device=noise.device)
         low, high = self.values[columns, index], self.values[columns, index + 1]
@@ -371,12 +375,15 @@ class Cohort(nn.Module):
         return number, known, codes
 
 
-def _quantiles(values: Tensor, count: int) -> Tensor:
-    """(count,) even quantiles of (N,), the first and the last a mean of a few."""
+def _quantiles(values: Tensor, levels: Tensor) -> Tensor:
+    """Quantiles of (N,) at rising levels, none beyond the few smallest and largest values; the
+    first and the last are the means of these, and of what else lies beyond them."""
     values = values.sort().values
-    found = torch.quantile(values, torch.linspace(0, 1, count, dtype=values.dtype))
-    few = min(FEW, len(values))
-    found[0], found[-1] = values[:few].mean(), values[-few:].mean()
+    count = len(values)
+    least = min(0.5, FEW / count)
+    found = torch.quantile(values, levels.to(values.dtype).clamp(least, 1 - least))
+    low, high = (max(FEW, round(count * float(share))) for share in (levels[0], 1 - levels[-1]))
+    found[0], found[-1] = values[:low].mean(), values[-high:].mean()
     return found.cummax(0).values
 
 

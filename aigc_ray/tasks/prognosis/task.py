@@ -86,7 +86,7 @@ class Prognosis(Task):
     hidden: float = 0.05  # share of values that are hidden in training, so that any may be missing
     penalty: float = 0.1  # gamma of R1 and R2
     critic_width: int = 64
-    critic_rate: float = 1e-3
+    critic_rate: float = 3e-3
     recogniser_rate: float = 2e-3
 
     def __post_init__(self) -> None:
