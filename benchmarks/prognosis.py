@@ -48,6 +48,7 @@ COHORT = (
     "nn_auc", "membership_auc", "copy_rate",
 )  # fmt: skip
 GAINS = ("kid", "density", "coverage", "marginals", "ties", "course", "tstr_harrell_c")
+PAIRED = {"folds": ("harrell_c", "ibs"), "cohort_folds": GAINS}
 KEPT = ("harrell_c", "uno_c", "antolini_c", "ibs")
 QUANTILES = np.linspace(0.02, 0.9, 60)
 
@@ -324,6 +325,13 @@ def main() -> None:
                 if all(one in done[name] for one in OURS):
                     done[name]["paired"] = _paired(*(done[name][one] for one in OURS))
                 record.save("prognosis", done, seeds=[0], command=COMMAND)
+    done = _done()
+    if trial is None and all("paired" in done.get(name, {}) for name in SETS):
+        every = [
+            {part: [f for name in SETS for f in done[name][arm][part]] for part in PAIRED}
+            for arm in OURS
+        ]
+        record.save("prognosis", done | {"paired": _paired(*every)}, seeds=[0], command=COMMAND)
 
 
 def _done() -> dict[str, Any]:
@@ -370,7 +378,7 @@ def _paired(ours: dict[str, Any], without: dict[str, Any]) -> dict[str, Any]:
     from scipy.stats import ttest_rel
 
     found = {}
-    for part, figures in (("folds", ("harrell_c", "ibs")), ("cohort_folds", GAINS)):
+    for part, figures in PAIRED.items():
         for name in figures:
             pair = [[fold[name] for fold in arm[part]] for arm in (ours, without)]
             gaps = [a - b for a, b in zip(*pair, strict=True)]

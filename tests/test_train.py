@@ -305,6 +305,7 @@ def test_a_full_disk_while_saving_leaves_the_earlier_checkpoint(data, alone, hom
         ({"positive": "flu"}, "positive is one of without lesion, with lesion; got 'flu'"),
         ({"sensitivity": "none"}, "sensitivity or cost is needed"),
         ({"recogniser_width": 8}, "recogniser_width is at least 16; got 8"),
+        ({"validate_every": 0}, "validate_every is at least 1; got 0"),
         ({"init": "diagnosis@production"}, "diagnosis"),
     ],
 )

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from aigc_ray import checkpoint, fidelity, noise
+from aigc_ray import checkpoint, fidelity, noise, storage
 from aigc_ray.adversary import Adversary
 from aigc_ray.card import card
 from aigc_ray.errors import UserError
@@ -506,9 +506,11 @@ def test_a_run_taken_up_again_is_the_run_never_put_down(trained):
 
 def test_a_critic_learns_beside_the_curves_of_the_best_moment(tmp_path, monkeypatch):
     """Curves that are learned at such a rate are soon worse than they were."""
-    settings = {"steps": 60, "critic_steps": 5, "validate_every": 3, "recogniser_rate": 0.1}
+    settings = {"steps": 60, "critic_steps": 5, "recogniser_rate": 0.1}
     summary = learned_from(tmp_path, monkeypatch, lambda table: table, settings)
     assert summary["training"]["chosen_at_step"] < 60
+    history = storage.read_json(f"{summary['uri']}/progress.json")["history"]
+    assert [entry["step"] for entry in history] == [*range(3, 61, 3), *range(61, 66)]
     model = Model.open(Path(summary["uri"]) / "model")
     adversary = Adversary(model.task, seed=7)
     best, _ = checkpoint.load(f"{summary['uri']}/checkpoints", adversary)
