@@ -180,6 +180,8 @@ def _trial(given: dict[str, Any], jobs: dict[int, dict[str, Any]], trials: Trial
     else:
         from ray.tune.integration.ray_train import TuneReportCallback
 
+        # Workers wait until a report is taken, and it is looked for so often (seconds).
+        os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
         fit(job, training, [TuneReportCallback()])
     storage.write_json(done, {"trial": given["number"], "settings": job["settings"]})
 

@@ -35,7 +35,9 @@ def work(job: dict[str, Any], report: Report | None = None) -> None:
     """The train function of one worker.
 
     Args:
-        report: told the figures after each validation; Ray Train is where it runs the workers.
+        report: told the figures after each validation. Workers of a sweep tell Ray Train, which
+            tells the scheduler; by themselves they do not, since each report waits until Ray looks
+            for it, every other second.
     """
     began = time.monotonic()
     share, device = _place(job["settings"]["gpu"])
@@ -58,7 +60,7 @@ def work(job: dict[str, Any], report: Report | None = None) -> None:
     feed = _feed(job, training, "train")
     if taken is None and not training.init:
         adversary.prepare(_epoch(job, training, feed, device))
-    if report is None and training.num_workers:
+    if report is None and training.num_workers and "concurrent" in job:
         import ray.train
 
         report = ray.train.report
