@@ -90,7 +90,8 @@ def evaluate(
         "data_sha256": data_hash,
         "split": part,
         "rows": facts["splits"][part]["rows"],
-        **{key: info[key][part] for key in ("metrics", "intervals", "subgroups", "opinions")},
+        # Where nothing is judged, there are no opinions.
+        **{k: info[k].get(part, {}) for k in ("metrics", "intervals", "subgroups", "opinions")},
         "generation": info.get("generation") if own else None,
         "times_evaluated": times + 1,
         "evaluated": now(),

@@ -19,6 +19,7 @@ from aigc_ray import checkpoint, fidelity, noise, storage
 from aigc_ray.adversary import Adversary
 from aigc_ray.card import card
 from aigc_ray.errors import UserError
+from aigc_ray.evaluate import evaluate
 from aigc_ray.ingest import ingest
 from aigc_ray.model import Model
 from aigc_ray.schema import Field, Schema
@@ -521,6 +522,35 @@ def test_a_critic_learns_beside_the_curves_of_the_best_moment(tmp_path, monkeypa
         assert torch.equal(adversary.networks.state_dict()[key], value)
         assert torch.equal(model.members[0].state_dict()[key], value)
     assert adversary.networks["critic"].state_dict()["body.4.weight"].any()
+
+
+def test_an_ensemble_answers_with_the_mean_of_its_members_curves(tmp_path, monkeypatch):
+    settings = {"members": 2, "steps": 20, "critic_steps": 0}
+    summary = learned_from(tmp_path, monkeypatch, lambda table: table, settings)
+    model = Model.open(Path(summary["uri"]) / "model")
+    batch = model.task.encode({"age": np.array([50.0, 70.0])}, torch.arange(2))
+    first, second = (model.task.recognise(one, batch)["survival"] for one in model.members)
+    assert (first - second).abs().max() > 1e-3
+    told = model.recognise(batch)
+    torch.testing.assert_close(told["survival"], (first + second) / 2)
+    assert (told["survival_spread"] > 0).any()
+
+
+def test_a_model_is_evaluated_on_its_own_patients_and_on_others(tmp_path, monkeypatch):
+    summary = learned_from(tmp_path, monkeypatch, lambda table: table, {"steps": 40})
+    model = f"{summary['uri']}/model"
+    own = evaluate(model, str(tmp_path / "data"), changes={"transfer_steps": 2})
+    assert own["metrics"]["harrell_c"] > 0.6
+    low, high = own["intervals"]["harrell_c"]
+    assert low < own["metrics"]["harrell_c"] < high
+    assert 0 < own["generation"]["coverage"] <= 1
+    assert "what happened (stairs)" in Path(own["report"]).read_text()
+    cohort.write(tmp_path / "others.csv", 300, seed=9)
+    ingest(Prognosis(), str(tmp_path / "others.csv"), str(tmp_path / "others"), parallel=0)
+    other = evaluate(model, str(tmp_path / "others"))
+    assert other["metrics"]["harrell_c"] > 0.6
+    assert other["metrics"] != own["metrics"]
+    assert other["generation"] is None  # elsewhere a difference would be the place's
 
 
 # --- what is wrong with the data ----------------------------------------------------------------
