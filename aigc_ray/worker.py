@@ -185,6 +185,7 @@ class _Recorder:
                 self._show(metrics)
         if adversary.between:
             adversary.go_back(self.best)
+            self.seen = {}
         if self.share.rank == 0:
             before = time.monotonic()
             due = before - self.saved > training.checkpoint_seconds

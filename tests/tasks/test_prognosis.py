@@ -512,6 +512,9 @@ def test_a_critic_learns_beside_the_curves_of_the_best_moment(tmp_path, monkeypa
     assert summary["training"]["chosen_at_step"] < 60
     history = storage.read_json(f"{summary['uri']}/progress.json")["history"]
     assert [entry["step"] for entry in history] == [*range(3, 61, 3), *range(61, 66)]
+    likelihoods = [entry["validation"]["nll"] for entry in history]
+    assert likelihoods[19] > min(likelihoods)
+    assert likelihoods[20:] == [min(likelihoods)] * 5
     model = Model.open(Path(summary["uri"]) / "model")
     adversary = Adversary(model.task, seed=7)
     best, _ = checkpoint.load(f"{summary['uri']}/checkpoints", adversary)
