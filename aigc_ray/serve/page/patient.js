@@ -95,7 +95,9 @@ function spoken(explanation, unit) {
     bars.append(
       element("dt", name),
       element("dd", `${sign}${(100 * Math.abs(share)).toFixed(1)} points`),
-      element("progress", undefined, { value: Math.abs(share) / most, max: 1, "aria-label": name }),
+      element("progress", undefined, {
+        value: Math.abs(share) / most, max: 1, "aria-label": name, class: share < 0 ? "less" : "more",
+      }),
     );
   }
   const told = `At ${whole(explanation.horizon)}${unit} the chance of being without the event is ` +
