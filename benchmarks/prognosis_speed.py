@@ -1,6 +1,6 @@
 """How long a member takes to fit beside DeepSurv, and a thousand patients to be answered.
 
-    python -m benchmarks.prognosis_speed FOLDER [--pairs 3]
+    python -m benchmarks.prognosis_speed FOLDER [--pairs 5]
 
 `fit_seconds`: of one member's training on SUPPORT, by the settings of benchmarks/prognosis.py, from
 reading the rows to the last checkpoint, its validations included, with the critic and without;

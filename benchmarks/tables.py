@@ -119,7 +119,7 @@ def recognised() -> str:
     arms = {"aigc": "aigc_ray", "without_gan": "without the GAN", "resnet18": "plain ResNet-18"}
     rows = [
         (f"{name}, {figure}", *(_known(every[arm], figure) for arm in arms))
-        for name, every in _sets().items()
+        for name, every in _sets("diagnosis").items()
         for figure in every["aigc"]
         if any(figure in every[arm] for arm in ("without_gan", "resnet18"))
     ]
@@ -131,7 +131,7 @@ def generated() -> str:
     arms = {"aigc": "aigc_ray", "gaussian": "Gaussian a class", "classic": "loss=classic"}
     rows = [
         (f"{name}, {figure}", *(_known(every.get(arm, {}), figure) for arm in arms))
-        for name, every in _sets().items()
+        for name, every in _sets("diagnosis").items()
         for figure in every["aigc"]
         if figure not in every["without_gan"]
     ]
@@ -150,7 +150,7 @@ def prognosis() -> str:
     }
     rows = [
         (f"{name}, {figure}", *(_measured(every.get(arm), figure) for arm in arms))
-        for name, every in _cohorts().items()
+        for name, every in _sets("prognosis").items()
         for figure in every["aigc"]
         if figure in ("harrell_c", "uno_c", "antolini_c", "ibs", "dcal_folds")
     ]
@@ -165,7 +165,7 @@ def cohorts() -> str:
             *(_measured(every[arm]["cohort"], figure) for arm in ("aigc", WITHOUT)),
             f"{every['paired'][figure]['p']:.3f}" if figure in every["paired"] else "–",
         )
-        for name, every in _cohorts().items()
+        for name, every in _sets("prognosis").items()
         for figure in every["aigc"]["cohort"]
     ]
     head = "test folds | aigc_ray | copula alone | p, fold by fold"
@@ -181,11 +181,6 @@ def gains() -> str:
     )
 
 
-def _cohorts() -> dict[str, Any]:
-    metrics = results("prognosis")["metrics"]
-    return {name: every for name, every in metrics.items() if "aigc" in every}
-
-
 def prognosis_speed() -> str:
     metrics = results("prognosis_speed")["metrics"]
     answered = metrics["predict_seconds"]
@@ -197,11 +192,7 @@ def prognosis_speed() -> str:
         "fit_ratio": ("ratio, pair by pair", 2),
         "fit_ratio_without_critic": ("the same without the critic", 2),
     }
-    rows = [
-        (name, _spread(metrics[key], digits))
-        for key, (name, digits) in fits.items()
-        if key in metrics
-    ]
+    rows = [(name, _spread(metrics[key], digits)) for key, (name, digits) in fits.items()]
     rows.append(
         (
             f"{metrics['patients']} patients in one request, s",
@@ -216,9 +207,13 @@ def _measured(of: dict[str, Any] | None, figure: str) -> str:
     return _spread(found, 3) if isinstance(found, dict) else str(found)
 
 
-def _sets() -> dict[str, Any]:
-    metrics = results("diagnosis")["metrics"]
-    return {name: every for name, every in metrics.items() if isinstance(every, dict)}
+def _sets(of: str) -> dict[str, Any]:
+    metrics = results(of)["metrics"]
+    return {
+        name: every
+        for name, every in metrics.items()
+        if isinstance(every, dict) and "aigc" in every
+    }
 
 
 def _known(of: dict[str, Any], figure: str) -> str:

@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from aigc_ray import assess, checkpoint, fidelity, registry, runs, storage, worker
+from aigc_ray import assess, checkpoint, fidelity, lease, registry, runs, storage, worker
 from aigc_ray.adversary import Adversary
 from aigc_ray.errors import UserError
 from aigc_ray.ingest import ingest
 from aigc_ray.model import Model
 from aigc_ray.tasks.diagnosis.task import Diagnosis
-from aigc_ray.train import CLEANER, NO_DATA_SETS, train
+from aigc_ray.train import CLEANER, NO_DATA_SETS, configure, job_of, train
 from tests import tiny
 from tests.tiny import ingested
 
@@ -120,6 +120,21 @@ def test_the_served_weights_give_the_samples_of_the_training(alone, data):
     assert checkpoint.load(storage.join(alone["uri"], "checkpoints"), adversary) is not None
     trained = Model(model.task, [adversary.average], {})
     assert model.generate(n=4, seed=3) == trained.generate(n=4, seed=3)
+
+
+def test_only_a_sweeps_workers_report_to_ray(data, home, monkeypatch):
+    """Outside of Ray Train its report raises: one who is not of a sweep does not call it."""
+    settings = TINY | {"steps": 2, "validate_every": 1, "num_workers": 1}
+    training, facts = configure("diagnosis", data, settings)
+    uri = str(home / "runs" / "alone")
+    with lease.held(uri) as held:
+        job = job_of(training, facts, data, uri) | {"lease": held}
+        worker.work(job)
+        assert storage.children(storage.join(uri, "checkpoints"))
+        with pytest.raises(RuntimeError):
+            worker.work(
+                job_of(training, facts, data, f"{uri}-2") | {"lease": held, "concurrent": 1}
+            )
 
 
 def test_fine_tuning_starts_from_the_model(alone, data, monkeypatch):

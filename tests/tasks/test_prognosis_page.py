@@ -186,6 +186,11 @@ def test_the_page_foresees_a_patient_and_generates_a_cohort(url, tmp_path):
             assert "without the event at 3 years" in course
             assert "an association" in course
             assert len(browser.run("[...document.querySelectorAll('#course dt')].map(String)")) == 4
+            signs = "[...document.querySelectorAll('#course dd')].map((b) => b.textContent[0])"
+            bars = "[...document.querySelectorAll('#course progress')].map((b) => b.className)"
+            colours = {"−": "less", "+": "more"}
+            assert browser.run(bars) == [colours[sign] for sign in browser.run(signs)]
+            assert "less" in browser.run(bars)
             browser.type("#n", "30")
             browser.press("Enter", 13)
             browser.wait("document.querySelectorAll('#rows tr').length === 21")

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from aigc_ray import noise
 
 QUANTILES = 8  # pieces that a number is cut into, by the training rows' quantiles
-FINE = 4  # points of the grid in each interval of constant hazard
 FEW = 5  # rows whose mean is an end of a column: no patient's own extreme is kept
 LOG_HAZARD = 8.0  # at most, either way of the base: e^8 is three thousand times as likely
 
@@ -199,10 +198,10 @@ class Times(nn.Module):
 
     def drawn(self, log_hazard: Tensor, spent: Tensor) -> Tensor:
         """(B,) times at which the hazards (B, bins) have cumulated to `spent` (B,), whose
-        distribution is the standard exponential; differentiable in the hazards."""
+        distribution is the standard exponential."""
         hazard = log_hazard.exp()
         at_edges = F.pad((hazard * self.edges.diff()).cumsum(1), (1, 0))
-        place = (torch.searchsorted(at_edges.detach(), spent[:, None]) - 1).clamp(0, self.bins - 1)
+        place = (torch.searchsorted(at_edges, spent[:, None]) - 1).clamp(0, self.bins - 1)
         left = spent[:, None] - at_edges.gather(1, place)
         return (self.edges[place] + left / hazard.gather(1, place))[:, 0]
 
@@ -255,8 +254,8 @@ class Clock(nn.Module):
         self.knots.copy_(found)
 
     def forward(self, time: Tensor) -> Tensor:
-        """(B,) of (B,), differentiable."""
-        place = (torch.searchsorted(self.knots, time.detach().contiguous()) - 1).clamp(
+        """(B,) of (B,)."""
+        place = (torch.searchsorted(self.knots, time.contiguous()) - 1).clamp(
             0, len(self.knots) - 2
         )
         low, high = self.knots[place], self.knots[place + 1]
