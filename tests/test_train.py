@@ -124,6 +124,7 @@ def test_the_served_weights_give_the_samples_of_the_training(alone, data):
 
 def test_only_a_sweeps_workers_report_to_ray(data, home, monkeypatch):
     """Outside of Ray Train its report raises: one who is not of a sweep does not call it."""
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # of this whole process
     settings = TINY | {"steps": 2, "validate_every": 1, "num_workers": 1}
     training, facts = configure("diagnosis", data, settings)
     uri = str(home / "runs" / "alone")
