@@ -204,13 +204,13 @@ def _drawn(model: Model, conditions: Iterable[Batch], seed: int) -> Iterator[Bat
 
 def _taken(model: Model, batches: Iterable[Batch], most: int) -> Seen:
     judged = model.task.schema.judged
-    generated = [field.name for field in model.task.schema.part("generated") if field.shape]
+    generated = [f.name for f in model.task.schema.part("generated") if f.kind == "image"]
     features, plain, label, count = [], [], [], 0
     for batch in batches:
         batch = batch.take(torch.arange(min(len(batch.row), most - count)))
         count += len(batch.row)
         features.append(model.recognise(batch)["features"].numpy())
-        if generated:  # columns of a table have units of their own, which no distance can mix
+        if generated:  # nothing but pixels has a distance by itself
             flat = torch.cat([batch.value[name].flatten(1) for name in generated], 1)
             plain.append(_projected(flat).numpy())
         if judged is not None:

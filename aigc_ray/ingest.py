@@ -92,7 +92,7 @@ def ingest(
         )
     _clear(dest)
     shards = {split: Shards(dest, split, task.schema, shard_bytes) for split in SPLITS}
-    work = _Writer(dest, shards, Splitter(seed), max_reject_fraction, pieces)
+    work = _Writer(dest, shards, Splitter(seed, unique=task.unique), max_reject_fraction, pieces)
     with _undone(shards, dest):
         if parallel == 0:
             for part in _tables(_listed(pieces), task):

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from aigc_ray.errors import UserError
 
-Kind = Literal["image", "category", "labels", "number", "text"]
+Kind = Literal["image", "category", "labels", "number", "yes_no", "codes", "text"]
 Part = Literal["generated", "condition", "input", "target"]
 
 
@@ -22,8 +22,9 @@ class Field:
 
     A `category` has one of `values`, encoded as its index (shape ()); `labels` has any number of
     them, encoded as zeros and ones (shape (len(values),)); an `image` has shape (channels, height,
-    width) and values in [-1, 1]. A category whose `values` rise from the first to the last is
-    `ordered`; `unit` is of a number.
+    width) and values in [-1, 1]; `codes` (length,) are whole numbers from 0, the end of a sequence,
+    to len(values). A `yes_no` is a number that is 0 or 1. A category whose `values` rise from the
+    first to the last is `ordered`; `unit` is of a number.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Rows as Parquet shards: their Arrow types, and writing them straight to where they shall lie.
 
 Images are fixed-size binaries: as fixed-size lists of uint8 Parquet writes and reads them 12 to 60
-times slower (measured). What is not known is -1 in a category, 255 in labels, NaN in a number and
-null in a text.
+times slower (measured). What is not known is -1 in a category, 255 in labels, NaN in a number, 0 in
+codes and null in a text.
 """
 
 from __future__ import annotations
@@ -22,8 +22,17 @@ from aigc_ray import storage
 from aigc_ray.schema import Field, Schema
 from aigc_ray.task import Record, Reject
 
-GROUP_ROWS = 256  # rows of a row group, fewer where they would have more than GROUP_BYTES
+GROUP_ROWS = 256  # rows of a row group, fewer where they would have more than GROUP_BYTES …
 GROUP_BYTES = 8 << 20
+SMALL_BYTES = 256 << 10  # … and more where these would have less than this
+ABSENT: dict[str, tuple[float, type]] = {
+    "image": (0, np.uint8),
+    "codes": (0, np.uint8),
+    "labels": (255, np.uint8),
+    "category": (-1, np.int32),
+    "number": (np.nan, np.float32),
+    "yes_no": (np.nan, np.float32),
+}
 MARKS = pa.schema(  # beside the fields of the schema
     [
         ("split", pa.string()),
@@ -45,7 +54,7 @@ CHECKS = pa.schema(  # not written
 def arrow_type(field: Field) -> pa.DataType:
     """How a field's column lies in Parquet."""
     size = math.prod(field.shape)
-    if field.kind == "image":
+    if field.kind in ("image", "codes"):
         return pa.binary(size)
     if field.kind == "category":
         return pa.int32()
@@ -89,13 +98,12 @@ def _column(field: Field, values: list[Any]) -> pa.Array:
     size = math.prod(field.shape)
     if field.kind == "text":
         return pa.array(values, pa.string())
-    missing = {"image": 0, "category": -1, "labels": 255, "number": np.nan}[field.kind]
-    dtype = {"category": np.int32, "number": np.float32}.get(field.kind, np.uint8)
-    array = np.full((len(values), size), missing, dtype)
+    missing, dtype = ABSENT[field.kind]
+    array: np.ndarray = np.full((len(values), size), missing, dtype)
     for row, value in zip(array, values, strict=True):
         if value is not None:
             row[:] = np.reshape(value, -1)
-    if field.kind == "image":
+    if field.kind in ("image", "codes"):
         data = [None, pa.py_buffer(array)]
         return pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(values), data)
     flat = pa.array(array.reshape(-1))
@@ -122,7 +130,8 @@ class Shards:
         self.schema = schema
         self.arrow = arrow_schema(schema)
         width = sum(math.prod(f.shape) for f in schema.fields if f.kind != "text")
-        self.group = max(1, min(GROUP_ROWS, GROUP_BYTES // max(1, width)))
+        rows = max(GROUP_ROWS, SMALL_BYTES // max(1, width))
+        self.group = max(1, min(rows, GROUP_BYTES // max(1, width)))
         self.rows = 0
         self.written: list[dict[str, Any]] = []
         self.counts = {

@@ -15,8 +15,8 @@ SHARES = (("train", 0.7), ("val", 0.1), ("test", 0.2))  # of rows whose split is
 class Splitter:
     """Says which split a row goes to, and keeps patients and duplicates from crossing splits."""
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, *, unique: bool = False) -> None:
+        self.seed, self.unique = seed, unique
         self.contents: dict[int, str] = {}
         self.patients: dict[int, str] = {}
         self.torn: set[int] = set()  # patients that the source has in several splits
@@ -45,6 +45,8 @@ class Splitter:
             self.across[f"{split}/{twin}"] += 1
             return None
         self.within[split] += twin is not None
+        if self.unique and twin is not None:
+            return None
         self.contents[content] = split
         if patient:
             self.patients[key] = split

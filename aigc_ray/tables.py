@@ -55,6 +55,17 @@ def read(uri: str) -> Iterator[Row | None]:
             yield from _parquet(file)
 
 
+def lines(uri: str, longest: int = LINE) -> Iterator[str]:
+    """The lines of a text file at an address, perhaps compressed.
+
+    Raises:
+        UserError: there is no such file, it is not text, it breaks off, or a line is too long.
+    """
+    system, path = storage.filesystem(uri)
+    with _faults(uri), system.open_input_stream(path, buffer_size=1 << 20) as stream:
+        yield from _lines(io.TextIOWrapper(stream, "utf-8-sig"), longest)
+
+
 def parse(content: bytes, name: str, most: int) -> list[Row]:
     """The rows of an upload, CSV, perhaps compressed.
 
@@ -96,10 +107,10 @@ def _csv(stream: Any) -> Iterator[Row | None]:
             yield {name: value.strip() for name, value in zip(names, values, strict=True)}
 
 
-def _lines(text: io.TextIOWrapper) -> Iterator[str]:
-    while line := text.readline(LINE):
-        if len(line) == LINE:
-            raise UserError(f"a line has more than {LINE} characters")
+def _lines(text: io.TextIOWrapper, longest: int = LINE) -> Iterator[str]:
+    while line := text.readline(longest):
+        if len(line) == longest:
+            raise UserError(f"a line has more than {longest} characters")
         yield line
 
 

@@ -128,6 +128,7 @@ class Stage(NamedTuple):
     players: tuple[Player, ...]  # in the order of their updates
     # Steps a pool of samples is used for: 1 for images, hundreds for molecules; 0 draws none.
     refresh: int = 1
+    chooses: bool = True  # the best moment by the objective; else the last one is kept
     # (networks, training batch, held-back batch, their draw, step) -> how far the critic knows
     # its training rows by heart, 0 to 1; steers the strength of the augmentation towards .5
     overfitting: Callable[[Networks, Batch, Batch, Draw, Step], Tensor] | None = None
@@ -143,6 +144,9 @@ class Task(ABC):
     headline: ClassVar[str | None] = None  # what is told of learning from generated rows, from 0
     # to 1, higher is better; None: the objective
     tabular: ClassVar[bool] = False  # whether the rows of a table are items, one each
+    unique: ClassVar[bool] = False  # whether of equal rows in a split only the first is kept
+    chunk: ClassVar[int] = 256  # samples that a job makes from one seed
+    identity: ClassVar[str | None] = None  # the key of a sample by which no two may be alike
     draws: ClassVar[int] = 1000  # of the bootstrap, at most; `measure` runs as often
 
     schema: Schema = Schema()

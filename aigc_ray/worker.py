@@ -210,6 +210,8 @@ class _Recorder:
         # A metric that does not exist (AUC where one class is missing) is worse than any.
         value, best = metrics[name], self.extra["best"]
         value = value if direction == "max" else -value
+        if not stage.chooses:  # what it is worth the objective does not tell
+            best = self.extra["best"] = None
         if best is None or (np.isfinite(value) and value > (best["score"] or -np.inf)):
             step, score = adversary.step_number, finite(value)
             self.extra["best"] = {"step": step, "score": score, "value": finite(metrics[name])}

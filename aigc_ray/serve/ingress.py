@@ -157,7 +157,7 @@ def application(services: Mapping[str, Service], token: str | None = None) -> AS
 
     page("/", "index.html")
     page("/docs", "docs.html")
-    for name in ("page.js", "patient.js", "page.css", "docs.js", "icon.svg"):
+    for name in ("page.js", "patient.js", "molecule.js", "page.css", "docs.js", "icon.svg"):
         page(f"/page/{name}", name)
     return security.Guard(app, token)
 

@@ -9,6 +9,7 @@ from aigc_ray.task import Task
 
 TASKS = {
     "diagnosis": "aigc_ray.tasks.diagnosis.task:Diagnosis",
+    "molecules": "aigc_ray.tasks.molecules.task:Molecules",
     "prognosis": "aigc_ray.tasks.prognosis.task:Prognosis",
 }
 

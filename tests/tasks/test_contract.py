@@ -19,7 +19,7 @@ from aigc_ray.model import Model, restore, write
 from aigc_ray.schema import Schema
 from aigc_ray.task import Batch, Record, Shortfall, Step, Task
 from aigc_ray.tasks import TASKS, task_class
-from tests import cohort
+from tests import cohort, molecule_files
 from tests.tiny import TINY
 
 
@@ -60,6 +60,12 @@ def _patients(folder: Path) -> str:
     return str(folder / "patients.csv")
 
 
+def _molecules(folder: Path) -> str:
+    """A table of small molecules."""
+    molecule_files.write(folder / "molecules.csv", 400)
+    return str(folder / "molecules.csv")
+
+
 TRAINING = ("batch_size", "validate_every", "transfer_steps")
 EXAMPLES = {
     "diagnosis": Example(
@@ -67,6 +73,21 @@ EXAMPLES = {
         {key: value for key, value in TINY.items() if key not in TRAINING},
         _image,
         {"n": 3, "seed": 5, "class": "1"},
+    ),
+    "molecules": Example(
+        _molecules,
+        {
+            "activities": "none",
+            "split": "random",
+            "steps": 60,
+            "adversarial_steps": 8,
+            "width": 48,
+            "critic_width": 32,
+            "references": 50,
+            "generator_rate": 1e-2,
+        },
+        lambda folder: {"smiles": "CCOc1ccccc1"},
+        {"n": 3, "seed": 5, "filters": [], "novel": False},
     ),
     "prognosis": Example(
         _patients,

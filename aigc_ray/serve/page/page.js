@@ -1,5 +1,5 @@
-// The page: what is served, one image recognised, samples generated; patient.js has the form of a
-// patient. No framework, no outside parts.
+// The page: what is served, one image recognised, samples generated; patient.js and molecule.js have
+// the forms of these. No framework, no outside parts.
 "use strict";
 
 const at = (id) => document.getElementById(id);
@@ -45,7 +45,10 @@ const version = (model) => `${model.task}, ` +
   (model.version === null ? "unregistered" : `version ${model.version}`) +
   `, ${model.sha256.slice(0, 12)}`;
 const task = () => served.find((one) => one.task === at("task").value);
-const ofImages = (model) => model.schema.some((field) => field.kind === "image");
+const has = (model, kind) => model.schema.some((field) => field.kind === kind);
+const ofImages = (model) => has(model, "image");
+const ofMolecules = (model) => model.task === "molecules";
+const noun = (model) => ofImages(model) ? "images" : ofMolecules(model) ? "molecules" : "patients";
 
 // --- what is served ---------------------------------------------------------------------------
 
@@ -75,13 +78,15 @@ function show() {
   const choices = model.classes.map((name) => element("option", name, { value: name }));
   at("class").replaceChildren(element("option", "each in turn", { value: "" }), ...choices);
   at("class-choice").hidden = choices.length === 0;
-  for (const id of ["result", "made", "gallery", "rows", "course"]) at(id).replaceChildren();
+  for (const id of ["result", "made", "gallery", "rows", "course", "molecule-facts"]) at(id).replaceChildren();
   at("preview").hidden = true;
   at("image-card").hidden = !ofImages(model);
-  at("patient-card").hidden = ofImages(model);
-  at("generate-title").textContent = ofImages(model) ? "Generate images" : "Generate patients";
-  at("n").max = ofImages(model) ? 64 : 10000;
-  if (!ofImages(model)) ask(model);
+  at("molecule-card").hidden = at("wishes").hidden = at("wishes-hint").hidden = !ofMolecules(model);
+  at("patient-card").hidden = ofImages(model) || ofMolecules(model);
+  at("generate-title").textContent = `Generate ${noun(model)}`;
+  at("n").max = ofImages(model) ? 64 : ofMolecules(model) ? 1000 : 10000;
+  if (ofMolecules(model)) askMolecules(model);
+  else if (!ofImages(model)) ask(model);
 }
 
 at("task").addEventListener("change", show);
@@ -198,6 +203,7 @@ at("generate").addEventListener("submit", async (event) => {
   const button = event.target.querySelector("button");
   const request = { n: Number(at("n").value), seed: Number(at("seed").value) };
   if (at("class").value) request.class = at("class").value;
+  if (ofMolecules(task())) Object.assign(request, wished());
   button.disabled = true;
   at("made").replaceChildren(element("p", "Drawing …"));
   try {
@@ -206,10 +212,13 @@ at("generate").addEventListener("submit", async (event) => {
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(request),
     });
+    at("gallery").replaceChildren();
+    at("rows").replaceChildren();
     if (ofImages(task())) at("gallery").replaceChildren(...answer.items.map(sample));
+    else if (ofMolecules(task())) gather(answer.items);
     else list(answer.items);
     const missing = answer.shortfall.map((one) => `; ${one.missing} missing: ${one.reason}`).join("");
-    const made = `${answer.items.length} ${ofImages(task()) ? "images" : "patients"} by ${version(answer.model)}${missing}`;
+    const made = `${answer.items.length} ${noun(task())} by ${version(answer.model)}${missing}`;
     at("made").replaceChildren(element("p", made, { class: "model" }));
   } catch (error) {
     at("gallery").replaceChildren();

@@ -1,0 +1,242 @@
+"""The generator says a molecule code by code; the critic tells said molecules from real ones."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aigc_ray.tasks.molecules import alphabet
+from aigc_ray.tasks.molecules.chemistry import BITS
+
+CONDITION = 64  # width of what the generator hears of wished properties
+EMBEDDING = 128  # of the critic
+GATE = 0.8  # share of generated molecules that the critic finds less real than those it lets pass
+PATIENCE = 0.02  # with which what it finds of them is averaged over steps
+KNOWN_BYTES = 2 << 20  # that tell whether a molecule was in training: ten bits each of 1.6 million
+PRIOR = 8192  # training molecules whose properties are kept, to wish for likely ones
+
+
+class Generator(nn.Module):
+    """A gated recurrent unit (Cho et al. 2014) over codes, told of properties at each of them.
+
+    Args:
+        properties: numbers that a molecule may be wished to have.
+        width: of the state.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    prior: Tensor
+    seen: Tensor
+
+    def __init__(self, properties: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        # Each number, whether it is told, and whether the SMILES begins anywhere.
+        self.wish = nn.Sequential(
+            nn.Linear(2 * properties + 1, 2 * CONDITION),
+            nn.SiLU(),
+            nn.Linear(2 * CONDITION, CONDITION),
+        )
+        self.start = nn.Linear(CONDITION, width)
+        # On the one-hot code before, where 0 is the beginning, beside the wish.
+        self.gru = nn.GRU(alphabet.SIZE + CONDITION, width, batch_first=True)
+        self.head = nn.Linear(width, alphabet.SIZE)
+        self.register_buffer("mean", torch.zeros(properties))
+        self.register_buffer("scale", torch.ones(properties))
+        self.register_buffer("prior", torch.zeros(PRIOR, properties))
+        self.register_buffer("seen", torch.ones(alphabet.SIZE, dtype=torch.bool))
+
+    def hear(self, number: Tensor, told: Tensor, rooted: Tensor) -> Tensor:
+        """(B, CONDITION) of wished properties (B, P), those that are told, and whether the SMILES
+        begins anywhere (B,)."""
+        standard = torch.where(told, (number - self.mean) / self.scale, 0.0).clamp(-5, 5)
+        heard: Tensor = self.wish(torch.cat([standard, told.float(), rooted.float()[:, None]], 1))
+        return heard
+
+    def begin(self, heard: Tensor) -> tuple[Tensor, Tensor]:
+        """The first state (B, width), and what the wish adds to the gates at each code."""
+        weight, _, bias, _ = self.gru.all_weights[0]
+        return torch.tanh(self.start(heard)), F.linear(heard, weight[:, alphabet.SIZE :], bias)
+
+    def step(self, state: Tensor, gates: Tensor, before: Tensor) -> Tensor:
+        """The state (B, width) after the codes `before` (B,)."""
+        on_code, on_state, _, bias = self.gru.all_weights[0]
+        said = F.embedding(before, on_code.t()) + gates
+        kept = F.linear(state, on_state, bias)
+        two = 2 * self.width
+        reset, update = torch.sigmoid(said[:, :two] + kept[:, :two]).chunk(2, 1)
+        new = torch.tanh(said[:, two:] + reset * kept[:, two:])
+        return torch.lerp(new, state, update)
+
+    def log_likelihood(self, codes: Tensor, heard: Tensor) -> Tensor:
+        """(B,) of codes (B, L), each up to its first end."""
+        lengths = (codes > 0).sum(1) + 1
+        order = lengths.argsort(descending=True, stable=True)
+        sorted_lengths = lengths[order]
+        most = int(sorted_lengths[0])
+        sorted_codes = F.pad(codes, (0, 1))[order, :most]
+        if codes.is_cuda:
+            states = self._fused(sorted_codes, sorted_lengths, heard[order])
+        else:
+            states = self._unrolled(sorted_codes, sorted_lengths, heard[order])
+        # States and codes that are said from them, a code's rows after another's.
+        there = torch.arange(most, device=codes.device)[:, None] < sorted_lengths[None]  # (T, B)
+        said, row = sorted_codes.t()[there], order.expand(most, -1)[there]
+        loss = F.cross_entropy(self.head(states).float(), said, reduction="none")
+        return -loss.new_zeros(len(codes)).index_add(0, row, loss)
+
+    def _unrolled(self, codes: Tensor, lengths: Tensor, heard: Tensor) -> Tensor:
+        """(sum of lengths, width): the states before each code. On a CPU twice as fast as the
+        fused kernel, which multiplies one-hot rows."""
+        state, gates = self.begin(heard)
+        counts = (lengths[None] > torch.arange(codes.shape[1])[:, None]).sum(1).tolist()
+        before = torch.zeros(len(codes), dtype=torch.int64)
+        states = []
+        for place, count in enumerate(counts):
+            state = self.step(state[:count], gates[:count], before[:count])
+            states.append(state)
+            before = codes[:, place]
+        return torch.cat(states)
+
+    def _fused(self, codes: Tensor, lengths: Tensor, heard: Tensor) -> Tensor:
+        before = F.one_hot(F.pad(codes, (1, 0))[:, :-1], alphabet.SIZE).to(heard.dtype)
+        told = heard[:, None].expand(-1, before.shape[1], -1)
+        packed = nn.utils.rnn.pack_padded_sequence(
+            torch.cat([before, told], 2), lengths.cpu(), batch_first=True
+        )
+        states, _ = self.gru(packed, torch.tanh(self.start(heard))[None])
+        return states.data
+
+    def logits(self, state: Tensor) -> Tensor:
+        """(B, SIZE); what was in no training molecule is not said."""
+        found: Tensor = self.head(state).float()
+        return found.masked_fill(~self.seen, -torch.inf)
+
+    @torch.no_grad()
+    def say(
+        self,
+        heard: Tensor,
+        random: Tensor,
+        *,
+        prompt: Tensor | None = None,
+        temperature: float = 1.0,
+        unheard: Tensor | None = None,
+        guidance: float = 0.0,
+    ) -> Tensor:
+        """(B, L) codes, 0 from the end on.
+
+        Args:
+            heard: (B, CONDITION).
+            random: (B, L) uniform numbers, one for each code.
+            prompt: (B, P) codes to begin with, as far as they are not 0.
+            unheard, guidance: logits are moved away from those under `unheard`, by `guidance` times
+                their difference (after Ho and Salimans 2022).
+        """
+        count, length = random.shape
+        state, gates = self.begin(heard)
+        if guidance and unheard is not None:
+            first, away = self.begin(unheard)
+            state, gates = torch.cat([state, first]), torch.cat([gates, away])
+        codes = torch.zeros(count, length, dtype=torch.int64, device=random.device)
+        active = torch.arange(count, device=random.device)  # rows that go on
+        before = codes[:, 0]
+        for place in range(length):
+            twice = len(state) // len(active)
+            state = self.step(state, gates, before.repeat(twice))
+            logits = self.logits(state)
+            if twice == 2:
+                near, far = logits.chunk(2)
+                logits = near + guidance * (near - far).nan_to_num(0.0)
+            chance = torch.softmax(logits / temperature, 1).cumsum(1)
+            code = (chance <= random[active, place : place + 1] * chance[:, -1:]).sum(1)
+            if prompt is not None and place < prompt.shape[1]:
+                told = prompt[active, place]
+                code = torch.where(told > 0, told, code)
+            codes[active, place] = code
+            on = code > 0
+            if not on.any():
+                break
+            if not on.all():
+                active, code, both = active[on], code[on], on.repeat(twice)
+                state, gates = state[both], gates[both]
+            before = code
+        return codes
+
+
+class Critic(nn.Module):
+    """Dilated convolutions over codes, each row by itself: how real it is under its properties.
+
+    What it makes of the codes must also tell the properties, whether it is told them or not.
+
+    Args:
+        properties: numbers that it reads beside the codes.
+        width: of the convolutions.
+    """
+
+    running_gate: Tensor
+
+    def __init__(self, properties: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(alphabet.SIZE, EMBEDDING)
+        self.first = nn.Conv1d(EMBEDDING, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(
+                nn.SiLU(),
+                nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation),
+                nn.SiLU(),
+                nn.Dropout(dropout),
+                nn.Conv1d(width, width, 1),
+            )
+            for dilation in (1, 2, 4, 8)
+        )
+        self.properties = nn.Linear(2 * width, properties)
+        self.wish = nn.Linear(2 * properties, 2 * width)
+        self.out = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, 1))
+        # The logit that `GATE` of the generated molecules stay below.
+        self.register_buffer("running_gate", torch.zeros(()))
+
+    def read(self, codes: Tensor) -> Tensor:
+        """(B, 2 width) of codes (B, L), each up to its first end."""
+        most = int((codes > 0).sum(1).max()) + 1
+        codes = codes[:, :most]
+        there = F.pad(codes, (1, 0), value=1)[:, :-1] > 0
+        mask = there[:, None].to(self.first.weight.dtype)
+        hidden = self.first(self.embedding(codes).transpose(1, 2)) * mask
+        for block in self.blocks:
+            hidden = (hidden + block(hidden)) * mask
+        mean = hidden.sum(2) / mask.sum(2)
+        return torch.cat([mean, hidden.masked_fill(mask == 0, -1e4).amax(2)], 1)
+
+    def judge(self, seen: Tensor, number: Tensor, told: Tensor) -> Tensor:
+        """(B,) logits of what `read` made of molecules, under standardised properties (B, P)."""
+        heard = self.wish(torch.cat([number, told.to(number.dtype)], 1))
+        found: Tensor = self.out(seen + heard)[:, 0]
+        return found
+
+    @torch.no_grad()
+    def follow(self, logits: Tensor) -> None:
+        """Let the gate follow what generated molecules get."""
+        if len(logits):
+            self.running_gate.lerp_(torch.quantile(logits.float(), GATE), PATIENCE)
+
+
+class Memory(nn.Module):
+    """What is kept of the training molecules, to say how near to them a generated one is.
+
+    Args:
+        references: molecules that are kept whole, at most.
+        length: of their codes.
+    """
+
+    known: Tensor
+    codes: Tensor
+    fingerprints: Tensor
+
+    def __init__(self, references: int, length: int) -> None:
+        super().__init__()
+        self.register_buffer("known", torch.zeros(KNOWN_BYTES, dtype=torch.uint8))
+        self.register_buffer("codes", torch.zeros(references, length, dtype=torch.uint8))
+        size = references, BITS // 8
+        self.register_buffer("fingerprints", torch.zeros(size, dtype=torch.uint8))

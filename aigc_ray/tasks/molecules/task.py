@@ -1,0 +1,358 @@
+"""Molecules: drug-like structures are generated for a profile, and their activities predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from aigc_ray import noise
+from aigc_ray.bloom import Bloom
+from aigc_ray.errors import UserError
+from aigc_ray.model import Model
+from aigc_ray.task import (
+    Batch,
+    Columns,
+    Draw,
+    Item,
+    Networks,
+    Optimizer,
+    Player,
+    Record,
+    Reject,
+    Shortfall,
+    Source,
+    Stage,
+    Step,
+    Task,
+)
+from aigc_ray.tasks.molecules import chemistry, data, design, metrics, pictures, sources, wishes
+from aigc_ray.tasks.molecules.chemistry import PROPERTIES
+from aigc_ray.tasks.molecules.data import CODES, ROOTED
+from aigc_ray.tasks.molecules.networks import PRIOR, Critic, Generator, Memory
+
+LOOKED_AT = 50_000  # training rows that scales are taken from, at most
+ODDS = 8.0  # a sample counts at most so much more, or less, than its fellows
+WISH = "wish"  # of a draw: the properties (B, P) that it was told, NaN where it was not
+
+
+class Wish(NamedTuple):
+    """What a generator is told of a molecule before it says it."""
+
+    number: Tensor  # (B, P)
+    told: Tensor  # (B, P) bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Molecules(Task):
+    """A drug-like molecule as SMILES, with properties that are computed and activities as given."""
+
+    name: ClassVar[str] = "molecules"
+    objective: ClassVar[tuple[str, Literal["min", "max"]]] = ("nats", "min")
+    chosen: ClassVar[tuple[str, ...]] = ("generator",)
+    tabular: ClassVar[bool] = True
+    unique: ClassVar[bool] = True
+    chunk: ClassVar[int] = 2000
+    identity: ClassVar[str | None] = "smiles"
+    draws: ClassVar[int] = 100
+
+    activities: tuple[str, ...] | None = None  # columns; None: those that hold numbers
+    split: Literal["scaffold", "random"] = "scaffold"  # of rows whose split is not given
+    length: int = 80  # codes of a molecule and its end, at most
+    steps: int = 4000  # in which the likelihood of real molecules is raised
+    adversarial_steps: int = 1000  # after them, in which generator and critic play
+    beside: bool = True  # a copy of the generator that has likelihood alone in those steps too
+    width: int = 512
+    critic_width: int = 192
+    dropout: float = 0.1  # of the critic
+    rooted: float = 0.15  # share of SMILES that begin at any atom
+    hidden: float = 0.1  # share of molecules of whose properties nothing is told
+    generator_rate: float = 2e-3
+    adversarial_rate: float = 2e-4
+    critic_rate: float = 5e-4
+    references: int = 10_000  # training molecules that the model keeps, to show the nearest
+    push: float = 0.5  # of the critic's odds, beside the likelihood of real molecules
+
+    def __post_init__(self) -> None:
+        for key in ("length", "steps", "width", "critic_width"):
+            if getattr(self, key) < 1:
+                raise UserError(f"task.{key} is at least 1; got {getattr(self, key)}")
+        for key in ("dropout", "rooted", "hidden"):
+            if not 0 <= getattr(self, key) < 1:
+                raise UserError(f"task.{key} is at least 0 and below 1; got {getattr(self, key)}")
+        for key in ("adversarial_steps", "push"):
+            if not getattr(self, key) >= 0:
+                raise UserError(f"task.{key} is 0 or more; got {getattr(self, key)}")
+
+    # --- data -------------------------------------------------------------------------------
+
+    def survey(self, uri: str) -> tuple[Self, list[Source]]:
+        found = sources.survey(uri, self.activities)
+        return replace(self, schema=data.schema(self.length, found.activities)), found.pieces
+
+    def read(self, source: Source) -> Iterator[Record | Reject]:
+        return data.read(source, self.schema, self.split)
+
+    def parse(self, item: Mapping[str, Any]) -> Record:
+        return data.parse(item, self.schema)
+
+    def encode(self, columns: Columns, row: Tensor) -> Batch:
+        return data.encode(columns, row, self.schema)
+
+    # --- learning ---------------------------------------------------------------------------
+
+    def networks(self) -> Networks:
+        count = len(PROPERTIES)
+        made: dict[str, nn.Module] = {
+            "generator": Generator(count, self.width),
+            "memory": Memory(self.references, self.length),
+        }
+        if self.adversarial_steps:
+            made["critic"] = Critic(count, self.critic_width, self.dropout)
+            if self.beside:
+                made["likelihood"] = Generator(count, self.width)
+        return nn.ModuleDict(made)
+
+    def prepare(self, networks: Networks, rows: Iterator[Batch]) -> None:
+        """Scales of properties, likely combinations of them, which codes there are, and which
+        molecules."""
+        taken: list[Tensor] = []
+        seen = torch.zeros_like(_generator(networks).seen)
+        memory = networks["memory"]
+        assert isinstance(memory, Memory)
+        known, kept = Bloom(memory.known.numpy(force=True)), 0
+        for batch in rows:
+            codes = batch.value[CODES]
+            seen[codes.unique()] = True
+            seen[batch.value[ROOTED].unique()] = True
+            known.add(data.smiles_of(codes))
+            if kept < self.references:  # rows come in random order
+                part = codes[: self.references - kept]
+                memory.codes[kept : kept + len(part)] = part.to(memory.codes)
+                for place, text in enumerate(data.smiles_of(part), kept):
+                    bits = chemistry.fingerprint(chemistry.read(text))
+                    memory.fingerprints[place] = torch.from_numpy(bits)
+                kept += len(part)
+            if sum(len(part) for part in taken) < LOOKED_AT:
+                taken.append(_properties(batch).number)
+        memory.known.copy_(torch.from_numpy(known.bits))
+        number = torch.cat(taken)
+        mean, scale = number.mean(0), number.std(0).clamp(min=1e-3)
+        prior = number[torch.arange(PRIOR) % len(number)]
+        for name in ("generator", "likelihood"):
+            if name in networks:
+                generator = _generator(networks, name)
+                generator.mean.copy_(mean)
+                generator.scale.copy_(scale)
+                generator.prior.copy_(prior)
+                generator.seen.copy_(seen)
+
+    def stages(self) -> tuple[Stage, ...]:
+        learner = Optimizer(self.generator_rate, (0.9, 0.98), weight_decay=0.01, final=0.0)
+        speaks = Player("generator", self._likelihood_loss, learner)
+        first = Stage("likelihood", self.steps, (speaks,), refresh=0)
+        if not self.adversarial_steps:
+            return (first,)
+        later = learner._replace(learning_rate=self.adversarial_rate)
+        players = [
+            Player(
+                "critic",
+                self._critic_loss,
+                Optimizer(self.critic_rate, (0.5, 0.99), weight_decay=0.01),
+            ),
+            Player("generator", self._adversarial_loss, later),
+        ]
+        if self.beside:
+            players.append(Player("likelihood", self._beside_loss, later, starts_as="generator"))
+        return first, Stage("adversarial", self.adversarial_steps, tuple(players), chooses=False)
+
+    def space(self) -> dict[str, tuple[Any, ...]]:
+        return {
+            "generator_rate": ("log", 5e-4, 5e-3),
+            "adversarial_rate": ("log", 5e-5, 1e-3),
+            "push": ("linear", 0.0, 1.0),
+        }
+
+    def _wish(self, batch: Batch) -> Wish:
+        """What is told of real molecules in training: all properties, some, or none."""
+        wish = _properties(batch)
+        random = noise.uniform(batch.row, "told", (2 + len(PROPERTIES),))
+        some = random[:, 2:] < random[:, 1:2]  # from none to nearly all
+        partly = (random[:, 0] < 0.3)[:, None]
+        told = wish.told & (some | ~partly) & (random[:, 0] >= self.hidden)[:, None]
+        return wish._replace(told=told)
+
+    def _said(self, generator: Generator, real: Batch) -> Tensor:
+        """(B,) log-likelihood of real molecules, some of which begin at another atom."""
+        wish = self._wish(real)
+        other = noise.uniform(real.row, "rooted", (1,))[:, 0] < self.rooted
+        other &= real.known[ROOTED]
+        codes = torch.where(other[:, None], real.value[ROOTED], real.value[CODES])
+        return generator.log_likelihood(codes, generator.hear(*wish, other))
+
+    def _likelihood_loss(
+        self, networks: Networks, real: Batch, fake: Draw | None, step: Step
+    ) -> Tensor:
+        return -step.mean(self._said(_generator(networks), real), real.weight)
+
+    def _beside_loss(
+        self, networks: Networks, real: Batch, fake: Draw | None, step: Step
+    ) -> Tensor:
+        return -step.mean(self._said(_generator(networks, "likelihood"), real), real.weight)
+
+    def _critic_loss(
+        self, networks: Networks, real: Batch, fake: Draw | None, step: Step
+    ) -> Tensor:
+        """Real against generated; of what is no molecule there is nothing to be learned."""
+        assert fake is not None
+        critic = _critic(networks)
+        seen = critic.read(real.value[CODES])
+        logits = critic.judge(seen, *self._standard(networks, self._wish(real)))
+        made = self._judged(networks, fake)
+        valid = fake.known[CODES]
+        critic.follow(made[valid])
+        step.log("valid", step.mean(valid.float(), real.weight))
+        gap = step.mean(logits - made * valid, real.weight)
+        step.log("gap", gap.detach())
+        number, told = self._standard(networks, _properties(real))
+        missed = ((critic.properties(seen) - number).square() * told).mean(1)
+        real_part = step.mean(F.softplus(-logits), real.weight)
+        fake_part = step.mean(F.softplus(made) * valid, real.weight)
+        return real_part + fake_part + step.mean(missed, real.weight)
+
+    def _standard(self, networks: Networks, wish: Wish) -> Wish:
+        generator = _generator(networks)
+        standard = ((wish.number - generator.mean) / generator.scale).clamp(-5, 5)
+        return Wish(torch.where(wish.told, standard, 0.0), wish.told)
+
+    def _judged(self, networks: Networks, fake: Draw) -> Tensor:
+        """(B,) the critic's logits of generated molecules."""
+        critic, wish = _critic(networks), self._standard(networks, _wish_of(fake))
+        return critic.judge(critic.read(fake.value[CODES]), *wish)
+
+    def _adversarial_loss(
+        self, networks: Networks, real: Batch, fake: Draw | None, step: Step
+    ) -> Tensor:
+        """Likelihood of real molecules, and of its own by how much likelier they are real.
+
+        With D/(1 − D), the ratio of real to generated density that the critic's odds estimate, the
+        gradient of Σ (ratio − 1) log p over own samples is that of real molecules' likelihood (Che
+        et al. 2017, "Maximum-likelihood augmented discrete GANs"). Odds are tempered by a square
+        root and clipped; what is no molecule has none.
+        """
+        assert fake is not None
+        generator = _generator(networks)
+        likely = step.mean(self._said(generator, real), real.weight)
+        with torch.no_grad():
+            odds = torch.exp(0.5 * self._judged(networks, fake))
+            odds = odds.clamp(1 / ODDS, ODDS) * fake.known[CODES]
+            odds = odds / step.mean(odds, real.weight).clamp(min=1e-6)
+        heard = generator.hear(*_wish_of(fake), torch.zeros_like(real.weight))
+        own = generator.log_likelihood(fake.value[CODES], heard)
+        return -likely - self.push * step.mean((odds - 1) * own, real.weight)
+
+    @torch.no_grad()
+    def draw(self, networks: Networks, condition: Batch) -> Draw:
+        """One molecule a row for the row's properties, as far as they are told; `known` says
+        whether it is one. Molecules are made canonical, since real ones are."""
+        generator = _generator(networks)
+        wish = self._wish(condition) if networks.training else _properties(condition)
+        heard = generator.hear(*wish, torch.zeros(len(condition.row)))
+        random = noise.uniform(condition.row, "codes", (self.length,))
+        codes = generator.say(heard, random)
+        valid = torch.zeros(len(codes), dtype=torch.bool)
+        with chemistry.quiet():
+            for place, text in enumerate(data.smiles_of(codes)):
+                molecule = chemistry.parsed(text)
+                if molecule is None:
+                    continue
+                try:
+                    codes[place] = data.codes_of([chemistry.smiles(molecule)], self.length)[0]
+                    valid[place] = True
+                except (UserError, ValueError):  # its canonical form is too long, or strange
+                    continue
+        wished = torch.where(wish.told, wish.number, torch.nan)
+        ones = torch.ones_like(valid)
+        return Draw({CODES: codes, WISH: wished}, ones.float(), {CODES: valid, WISH: ones})
+
+    # --- answers ----------------------------------------------------------------------------
+
+    def recognise(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """`nats` (B,): minus the log-likelihood of each molecule, of which no property is told;
+        `features` (B, 1024): Morgan fingerprints, in which molecules are compared."""
+        generator = _generator(networks)
+        number, told = _properties(batch)
+        heard = generator.hear(number, torch.zeros_like(told), torch.zeros(len(number)))
+        found = {"nats": -generator.log_likelihood(batch.value[CODES], heard)}
+        found["features"] = data.fingerprints(batch.value[CODES])
+        return found
+
+    def score(self, networks: Networks, batch: Batch, target: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def answer(self, prediction: Mapping[str, np.ndarray], record: Record) -> dict[str, Any]:
+        """What is computed of a molecule, and how likely the generator finds it."""
+        molecule = record["molecule"]
+        found = chemistry.properties(molecule)
+        drawn = {"svg": chemistry.svg(molecule)} if record.get("svg") else {}
+        return drawn | {
+            "smiles": chemistry.smiles(molecule),
+            "inchi_key": chemistry.inchi_key(molecule),
+            "properties": {name: round(value, 4) for name, value in found.items()},
+            "alerts": chemistry.alerts(molecule),
+            "nats": round(float(prediction["nats"]), 4),
+        }
+
+    def generate(self, model: Model, request: Mapping[str, Any]) -> Iterator[Item | Shortfall]:
+        """Molecules as `wishes` describes a request for them, each with its evidence."""
+        names = [field.name for field in data.activities(self.schema)]
+        wanted = wishes.wanted(request, names)
+        yield from design.generate(model.members[0], self.length, wanted)
+
+    def measure(
+        self,
+        prediction: Mapping[str, np.ndarray],
+        value: Mapping[str, np.ndarray],
+        known: Mapping[str, np.ndarray],
+    ) -> dict[str, float]:
+        return {"nats": float(prediction["nats"].mean())}
+
+    def compared(self, real: Batch, other: Batch) -> dict[str, float]:
+        return metrics.compared(
+            data.smiles_of(real.value[CODES]), data.smiles_of(other.value[CODES])
+        )
+
+    def sample(self, model: Model) -> bytes:
+        return pictures.drawn(pictures.made(model, pictures.SHOWN, critic=False))
+
+    def pictures(self, model: Model, batch: Batch) -> Iterator[tuple[str, bytes]]:
+        return pictures.told(model, batch)
+
+
+def _properties(batch: Batch) -> Wish:
+    return Wish(
+        torch.stack([batch.value[name] for name in PROPERTIES], 1),
+        torch.stack([batch.known[name] for name in PROPERTIES], 1),
+    )
+
+
+def _wish_of(fake: Draw) -> Wish:
+    told = ~fake.value[WISH].isnan()
+    return Wish(torch.where(told, fake.value[WISH], 0.0), told)
+
+
+def _generator(networks: Networks, name: str = "generator") -> Generator:
+    found = networks[name]
+    assert isinstance(found, Generator)
+    return found
+
+
+def _critic(networks: Networks) -> Critic:
+    found = networks["critic"]
+    assert isinstance(found, Critic)
+    return found
