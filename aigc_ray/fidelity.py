@@ -20,7 +20,7 @@ from aigc_ray import distances, noise
 from aigc_ray.adversary import Adversary
 from aigc_ray.intervals import Interval
 from aigc_ray.model import Model
-from aigc_ray.task import Batch, Stage
+from aigc_ray.task import Batch, Networks, Stage
 
 ROWS = 2000  # of each kind that are compared, at most
 TRAINING = 20_000  # training rows among which copies are looked for
@@ -56,6 +56,23 @@ def fidelity(
         test: what generated rows are compared with.
     """
     known = _taken(model, train, TRAINING)
+    found = _likeness(model, known, held_back, test, seed)
+    other = model.task.without
+    if other is not None and other in model.members[0]:
+        plain = Networks({**model.members[0], "generator": model.members[0][other]})
+        alone = _likeness(Model(model.task, [plain], {}), known, held_back, test, seed)
+        found |= {
+            f"{name}_without_adversary": value
+            for name, value in alone.items()
+            if not name.endswith("_real")
+        }
+    return found | _memory(model, known, _standard(known.features), held_back, seed)
+
+
+def _likeness(
+    model: Model, known: Seen, held_back: Sequence[Batch], test: Sequence[Batch], seed: int
+) -> dict[str, Any]:
+    """How like the test rows generated ones are, and how like them other real ones are."""
     look = _standard(known.features)
     target = _taken(model, test, ROWS)
     table = known.plain is None
@@ -83,7 +100,6 @@ def fidelity(
         found |= {name: float(np.mean([one[name] for one in apart])) for name in apart[0]}
         alike = model.task.compared(there, joined(held_back, ROWS))
         found |= {f"{name}_real": value for name, value in alike.items()}
-    found |= _memory(model, known, look, held_back, seed)
     return found
 
 
@@ -113,7 +129,7 @@ def _memory(
         found[f"{prefix}membership_auc"] = distances.nearest_auc(members, strangers)._asdict()
         found[f"{prefix}copy_rate"] = distances.copy_rate(near, far)._asdict()
     surely = [found[name]["low"] for name in ("copy_rate", "plain_copy_rate") if name in found]
-    return found | {"copies": bool(max(surely) > COPIES)}
+    return found | {"copies": model.task.personal and bool(max(surely) > COPIES)}
 
 
 # --- learning from generated rows alone -------------------------------------------------------

@@ -98,7 +98,8 @@ def promote(
     described = storage.read_json(str(_fetch(target, fresh=True) / "model.json"))
     generation = described.get("generation") or {}
     if generation.get("copies"):
-        rates = [generation[name]["value"] for name in ("copy_rate", "plain_copy_rate")]
+        names = [name for name in ("copy_rate", "plain_copy_rate") if name in generation]
+        rates = [generation[name]["value"] for name in names]
         raise UserError(
             f"{model} copies: {100 * max(rates):.1f} % of what it generates lies as near to a "
             "training row as the nearest 1 % of unseen rows do; train it with more data, more "

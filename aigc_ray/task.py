@@ -145,8 +145,10 @@ class Task(ABC):
     # to 1, higher is better; None: the objective
     tabular: ClassVar[bool] = False  # whether the rows of a table are items, one each
     unique: ClassVar[bool] = False  # whether of equal rows in a split only the first is kept
+    personal: ClassVar[bool] = True  # whether a copied row would give somebody away
     chunk: ClassVar[int] = 256  # samples that a job makes from one seed
     identity: ClassVar[str | None] = None  # the key of a sample by which no two may be alike
+    without: ClassVar[str | None] = None  # the network that generates without an adversary's part
     draws: ClassVar[int] = 1000  # of the bootstrap, at most; `measure` runs as often
 
     schema: Schema = Schema()

@@ -81,8 +81,8 @@ PREDICT: dict[str, Any] = {
                             '1 to 64 with files, e.g. {"image": a PNG, JPEG, TIFF or DICOM '
                             'file in base64}, for a DICOM file of several frames with "frame", '
                             'from 1; of prognosis {"age": 55, …}: features by name, any of which '
-                            'may be missing, with "what_if": {"age": 45} for a second curve, 1 to '
-                            "1,000"
+                            'may be missing, with "what_if": {"age": 45} for a second curve; of '
+                            'molecules {"smiles": "CCO"}, with "svg": true drawn; 1 to 1,000'
                         ),
                         "horizons": HORIZONS,
                         "explain": EXPLAIN,
@@ -118,8 +118,8 @@ PREDICT: dict[str, Any] = {
                     "schema": _answer(
                         "one an item: label (null where abstained), probabilities, set, abstained "
                         "and reason, outlier, findings at their operating points, warnings, "
-                        "explanation; of prognosis: curve with its band, median, interval (5 to 95 "
-                        "%), risk, horizons, what_if"
+                        "explanation; of molecules: properties, alerts; of prognosis: curve with "
+                        "its band, median, interval (5 to 95 %), risk, horizons, what_if"
                     )
                 }
             },
@@ -138,6 +138,70 @@ GENERATE: dict[str, Any] = {
                         "n": {"type": "integer", "default": 1, "minimum": 1},
                         "seed": {"type": "integer", "default": 0, "minimum": 0},
                         "class": {"type": "string", "description": "diagnosis: one of its classes"},
+                        "targets": {
+                            "type": "object",
+                            "description": "molecules: properties and activities by name, each a "
+                            "number or a range [low, high]",
+                        },
+                        "scaffold": {
+                            "type": "string",
+                            "description": "molecules: a SMILES that is kept whole, with [*] where "
+                            "something is to be attached",
+                        },
+                        "fragments": {
+                            "type": "array",
+                            "items": {"type": "string"},
+                            "description": "molecules: two SMILES, each with one [*], to be linked",
+                        },
+                        "must_have": {"type": "array", "items": {"type": "string"}},
+                        "must_not_have": {
+                            "type": "array",
+                            "items": {"type": "string"},
+                            "description": "molecules: SMARTS patterns",
+                        },
+                        "filters": {
+                            "type": "array",
+                            "items": {"type": "string", "enum": ["pains", "brenk", "moses"]},
+                            "default": ["pains", "brenk"],
+                            "description": "molecules: whose alerts none may have",
+                        },
+                        "novel": {
+                            "type": "boolean",
+                            "default": True,
+                            "description": "molecules: none of the training set",
+                        },
+                        "similar_to": {"type": "string", "description": "molecules: a SMILES"},
+                        "similarity": {
+                            "type": "array",
+                            "items": {"type": "number"},
+                            "default": [0.4, 1],
+                            "description": "molecules: Tanimoto's coefficient to similar_to",
+                        },
+                        "diverse": {
+                            "type": "boolean",
+                            "default": False,
+                            "description": "molecules: far from each other (MaxMin)",
+                        },
+                        "optimise": {
+                            "type": "string",
+                            "description": "molecules: what to raise, or with a minus in front to "
+                            "lower, in as many rounds as `rounds` says",
+                        },
+                        "rounds": {"type": "integer", "default": 5, "minimum": 1, "maximum": 50},
+                        "temperature": {"type": "number", "default": 1},
+                        "guidance": {
+                            "type": "number",
+                            "default": 0,
+                            "description": "molecules: how far beyond what targets ask for",
+                        },
+                        "critic": {
+                            "type": "boolean",
+                            "default": True,
+                            "description": "molecules: whether the critic turns some away",
+                        },
+                        "evidence": {"type": "boolean", "default": True},
+                        "svg": {"type": "boolean", "default": False},
+                        "molblock": {"type": "boolean", "default": False},
                         "patient": {
                             "type": "object",
                             "description": "prognosis: features of one patient, whose times to the "

@@ -461,19 +461,13 @@ def test_odds_raise_what_looks_real_and_lower_what_is_no_molecule(trained):
     with_push = task._adversarial_loss(networks, batch, fake, turn)
     without = alone._adversarial_loss(networks, batch, fake, turn)
     (with_push - without).backward()
-    heard = generator.hear(
-        fake.value["wish"].nan_to_num(0.0), ~fake.value["wish"].isnan(), torch.zeros(count)
-    )
+    wish = fake.value["wish"], fake.value["told"], torch.zeros(count)
+    heard = generator.hear(*wish)
     before = generator.log_likelihood(fake.value["codes"], heard).detach()
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter -= 1e-3 * parameter.grad
-        moved = generator.log_likelihood(
-            fake.value["codes"],
-            generator.hear(
-                fake.value["wish"].nan_to_num(0.0), ~fake.value["wish"].isnan(), torch.zeros(count)
-            ),
-        )
+        moved = generator.log_likelihood(fake.value["codes"], generator.hear(*wish))
     change = moved - before
     assert change[~valid].mean() < change[valid].mean()
     assert change[~valid].mean() < 0

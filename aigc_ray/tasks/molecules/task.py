@@ -38,7 +38,7 @@ from aigc_ray.tasks.molecules.networks import PRIOR, Critic, Generator, Memory
 
 LOOKED_AT = 50_000  # training rows that scales are taken from, at most
 ODDS = 8.0  # a sample counts at most so much more, or less, than its fellows
-WISH = "wish"  # of a draw: the properties (B, P) that it was told, NaN where it was not
+WISH, TOLD = "wish", "told"  # of a draw: the properties (B, P), and which of them it was told
 
 
 class Wish(NamedTuple):
@@ -57,7 +57,9 @@ class Molecules(Task):
     chosen: ClassVar[tuple[str, ...]] = ("generator",)
     tabular: ClassVar[bool] = True
     unique: ClassVar[bool] = True
+    personal: ClassVar[bool] = False  # training molecules are told, and left out where asked
     chunk: ClassVar[int] = 2000
+    without: ClassVar[str | None] = "likelihood"
     identity: ClassVar[str | None] = "smiles"
     draws: ClassVar[int] = 100
 
@@ -276,9 +278,8 @@ class Molecules(Task):
                     valid[place] = True
                 except (UserError, ValueError):  # its canonical form is too long, or strange
                     continue
-        wished = torch.where(wish.told, wish.number, torch.nan)
-        ones = torch.ones_like(valid)
-        return Draw({CODES: codes, WISH: wished}, ones.float(), {CODES: valid, WISH: ones})
+        value = {CODES: codes, WISH: wish.number, TOLD: wish.told}
+        return Draw(value, torch.zeros(len(codes)), {CODES: valid})
 
     # --- answers ----------------------------------------------------------------------------
 
@@ -342,8 +343,7 @@ def _properties(batch: Batch) -> Wish:
 
 
 def _wish_of(fake: Draw) -> Wish:
-    told = ~fake.value[WISH].isnan()
-    return Wish(torch.where(told, fake.value[WISH], 0.0), told)
+    return Wish(fake.value[WISH], fake.value[TOLD])
 
 
 def _generator(networks: Networks, name: str = "generator") -> Generator:
