@@ -19,7 +19,9 @@ from aigc_ray.task import Batch, Draw, Item, Networks, Record, Shortfall, Task, 
 from aigc_ray.tasks import task_class
 
 WEIGHTS = "weights.safetensors"
+MEMORY = "memory.safetensors"  # what networks without weights keep of training rows
 REFERENCE = "reference.safetensors"  # what rows are compared with, to find the unusual ones
+REMEMBERS = "memory"  # the network that keeps training rows, in a task that has one
 
 
 class Model:
@@ -56,12 +58,13 @@ class Model:
         info = storage.read_json(str(folder / "model.json"))
         task = restore(info)
         weights = load_file(str(folder / WEIGHTS))
+        memory = load_file(str(folder / MEMORY)) if (folder / MEMORY).exists() else {}
         members = []
         for number in range(info["members"]):
             networks = task.networks()
             prefix = f"{number}."
             own = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
-            networks.load_state_dict(own)
+            networks.load_state_dict(own | memory)
             members.append(networks)
         judgement, outliers = None, None
         if info.get("calibration"):
@@ -235,8 +238,12 @@ def write(
         f"{number}.{name}": tensor.contiguous()
         for number, member in enumerate(members)
         for name, tensor in member.items()
+        if not name.startswith(f"{REMEMBERS}.")
     }
     save_file(tensors, str(folder / WEIGHTS))
+    memory = {k: v.contiguous() for k, v in members[0].items() if k.startswith(f"{REMEMBERS}.")}
+    if memory:  # all members were trained on the same rows
+        save_file(memory, str(folder / MEMORY))
     if outliers is not None:
         save_file(outliers.state(), str(folder / REFERENCE))
     storage.write_json(str(folder / "model.json"), info | {"members": len(members)})

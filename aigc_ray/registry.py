@@ -27,6 +27,7 @@ from aigc_ray import manifest, storage
 from aigc_ray.card import card
 from aigc_ray.errors import UserError
 
+PRETRAINED = "pretrained"  # an alias that means what is part of this package
 ATTEMPTS = 50  # at an alias that others move at the same time
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 _NAMED = re.compile(r"(?P<task>[A-Za-z][A-Za-z0-9_-]*)(?:@(?P<alias>[^/]*)|:(?P<version>[^/]*))")
@@ -61,6 +62,8 @@ def resolve(model: str, home: str | None = None) -> Resolved:
     if not named:
         return _resolve_folder(model)
     task, alias, number = named["task"], named["alias"], named["version"]
+    if alias == PRETRAINED:
+        return _resolve_folder(str(_packaged(task)))
     if not storage.children(_task(task, home)):
         known = _listed(storage.children(storage.join(home or storage.home(), "models")))
         raise UserError(f"no model of task {task!r} is registered; registered are: {known}")
@@ -92,6 +95,11 @@ def promote(
         UserError: there is no such version, it is damaged, or its generator copies training rows.
     """
     target = resolve(model, home)
+    if model.endswith(f"@{PRETRAINED}"):  # what is promoted lies in the registry
+        with TemporaryDirectory(prefix="aigc-") as temporary:
+            copy = Path(temporary) / "copy"
+            storage.download(target.uri, copy)
+            target = resolve(f"{target.task}:{register(target.task, copy, home)}", home)
     version = target.version
     if version is None:
         raise UserError(f"{model} is not a registered version: promote TASK:VERSION or TASK@ALIAS")
@@ -147,6 +155,15 @@ def models(home: str | None = None) -> list[dict[str, Any]]:
             summary = partial(_summary, task, _aliases(task, home), home)
             found += pool.map(summary, reversed(_versions(task, home)))
     return found
+
+
+def _packaged(task: str) -> Path:
+    """The folder of the model that comes with this package."""
+    root = Path(__file__).parent / PRETRAINED
+    if not (root / task / manifest.NAME).exists():
+        known = _listed(sorted(path.parent.name for path in root.glob(f"*/{manifest.NAME}")))
+        raise UserError(f"{task} has no pretrained model in this package; there are: {known}")
+    return root / task
 
 
 def show(model: str, home: str | None = None) -> dict[str, Any]:

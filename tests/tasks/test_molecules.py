@@ -84,6 +84,19 @@ def test_both_ways_to_run_over_codes_give_the_same_states():
     torch.testing.assert_close(*both)
 
 
+def test_in_bfloat16_it_says_nearly_the_same():
+    torch.manual_seed(0)
+    one, other = Generator(2, 32), Generator(2, 32, bf16=True)
+    other.load_state_dict(one.state_dict())
+    codes = torch.randint(1, alphabet.SIZE, (6, 9))
+    told = torch.randn(6, 2), torch.ones(6, 2, dtype=torch.bool), torch.zeros(6)
+    found = [each.log_likelihood(codes, each.hear(*told)) for each in (one, other)]
+    torch.testing.assert_close(*found, rtol=0.02, atol=0.2)
+    assert not torch.equal(*found)
+    found[1].sum().backward()
+    assert other.gru.weight_hh_l0.grad.dtype == torch.float32
+
+
 def test_likelihood_is_the_product_of_what_is_said_at_each_code():
     torch.manual_seed(0)
     generator = Generator(2, 16).requires_grad_(False)
@@ -94,7 +107,7 @@ def test_likelihood_is_the_product_of_what_is_said_at_each_code():
         state, gates = generator.begin(heard[row : row + 1])
         before, total = torch.tensor([0]), 0.0
         for code in [*codes[row].tolist(), 0]:
-            state = generator.step(state, gates, before)
+            state = generator.step(state, gates, before, generator.weights())
             total += float(torch.log_softmax(generator.head(state), 1)[0, code])
             before = torch.tensor([code])
             if code == 0:

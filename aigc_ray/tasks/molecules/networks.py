@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aigc_ray.blocks import low_precision
 from aigc_ray.tasks.molecules import alphabet
 from aigc_ray.tasks.molecules.chemistry import BITS
 
@@ -23,6 +24,7 @@ class Generator(nn.Module):
     Args:
         properties: numbers that a molecule may be wished to have.
         width: of the state.
+        bf16: multiply in bfloat16; the state stays in float32.
     """
 
     mean: Tensor
@@ -30,9 +32,9 @@ class Generator(nn.Module):
     prior: Tensor
     seen: Tensor
 
-    def __init__(self, properties: int, width: int) -> None:
+    def __init__(self, properties: int, width: int, *, bf16: bool = False) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.bf16 = width, bf16
         # Each number, whether it is told, and whether the SMILES begins anywhere.
         self.wish = nn.Sequential(
             nn.Linear(2 * properties + 1, 2 * CONDITION),
@@ -60,11 +62,18 @@ class Generator(nn.Module):
         weight, _, bias, _ = self.gru.all_weights[0]
         return torch.tanh(self.start(heard)), F.linear(heard, weight[:, alphabet.SIZE :], bias)
 
-    def step(self, state: Tensor, gates: Tensor, before: Tensor) -> Tensor:
-        """The state (B, width) after the codes `before` (B,)."""
+    def weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Those of a step: on a code, on the state, and their bias."""
         on_code, on_state, _, bias = self.gru.all_weights[0]
-        said = F.embedding(before, on_code.t()) + gates
-        kept = F.linear(state, on_state, bias)
+        return on_code.t(), on_state.bfloat16() if self.bf16 else on_state, bias
+
+    def step(
+        self, state: Tensor, gates: Tensor, before: Tensor, weights: tuple[Tensor, Tensor, Tensor]
+    ) -> Tensor:
+        """The state (B, width) after the codes `before` (B,)."""
+        on_code, on_state, bias = weights
+        said = F.embedding(before, on_code) + gates
+        kept = F.linear(state.to(on_state.dtype), on_state).float() + bias
         two = 2 * self.width
         reset, update = torch.sigmoid(said[:, :two] + kept[:, :two]).chunk(2, 1)
         new = torch.tanh(said[:, two:] + reset * kept[:, two:])
@@ -84,7 +93,9 @@ class Generator(nn.Module):
         # States and codes that are said from them, a code's rows after another's.
         there = torch.arange(most, device=codes.device)[:, None] < sorted_lengths[None]  # (T, B)
         said, row = sorted_codes.t()[there], order.expand(most, -1)[there]
-        loss = F.cross_entropy(self.head(states).float(), said, reduction="none")
+        with low_precision(self.bf16, states.device):
+            logits = self.head(states)
+        loss = F.cross_entropy(logits.float(), said, reduction="none")
         return -loss.new_zeros(len(codes)).index_add(0, row, loss)
 
     def _unrolled(self, codes: Tensor, lengths: Tensor, heard: Tensor) -> Tensor:
@@ -93,9 +104,9 @@ class Generator(nn.Module):
         state, gates = self.begin(heard)
         counts = (lengths[None] > torch.arange(codes.shape[1])[:, None]).sum(1).tolist()
         before = torch.zeros(len(codes), dtype=torch.int64)
-        states = []
+        states, weights = [], self.weights()
         for place, count in enumerate(counts):
-            state = self.step(state[:count], gates[:count], before[:count])
+            state = self.step(state[:count], gates[:count], before[:count], weights)
             states.append(state)
             before = codes[:, place]
         return torch.cat(states)
@@ -106,12 +117,14 @@ class Generator(nn.Module):
         packed = nn.utils.rnn.pack_padded_sequence(
             torch.cat([before, told], 2), lengths.cpu(), batch_first=True
         )
-        states, _ = self.gru(packed, torch.tanh(self.start(heard))[None])
-        return states.data
+        with low_precision(self.bf16, heard.device):
+            states, _ = self.gru(packed, torch.tanh(self.start(heard))[None])
+        return states.data.float()
 
     def logits(self, state: Tensor) -> Tensor:
         """(B, SIZE); what was in no training molecule is not said."""
-        found: Tensor = self.head(state).float()
+        with low_precision(self.bf16, state.device):
+            found: Tensor = self.head(state).float()
         return found.masked_fill(~self.seen, -torch.inf)
 
     @torch.no_grad()
@@ -141,10 +154,10 @@ class Generator(nn.Module):
             state, gates = torch.cat([state, first]), torch.cat([gates, away])
         codes = torch.zeros(count, length, dtype=torch.int64, device=random.device)
         active = torch.arange(count, device=random.device)  # rows that go on
-        before = codes[:, 0]
+        before, weights = codes[:, 0], self.weights()
         for place in range(length):
             twice = len(state) // len(active)
-            state = self.step(state, gates, before.repeat(twice))
+            state = self.step(state, gates, before.repeat(twice), weights)
             logits = self.logits(state)
             if twice == 2:
                 near, far = logits.chunk(2)
@@ -177,8 +190,9 @@ class Critic(nn.Module):
 
     running_gate: Tensor
 
-    def __init__(self, properties: int, width: int, dropout: float) -> None:
+    def __init__(self, properties: int, width: int, dropout: float, *, bf16: bool = False) -> None:
         super().__init__()
+        self.bf16 = bf16
         self.embedding = nn.Embedding(alphabet.SIZE, EMBEDDING)
         self.first = nn.Conv1d(EMBEDDING, width, 3, padding=1)
         self.blocks = nn.ModuleList(
@@ -203,9 +217,11 @@ class Critic(nn.Module):
         codes = codes[:, :most]
         there = F.pad(codes, (1, 0), value=1)[:, :-1] > 0
         mask = there[:, None].to(self.first.weight.dtype)
-        hidden = self.first(self.embedding(codes).transpose(1, 2)) * mask
-        for block in self.blocks:
-            hidden = (hidden + block(hidden)) * mask
+        with low_precision(self.bf16, codes.device):
+            hidden = self.first(self.embedding(codes).transpose(1, 2)) * mask
+            for block in self.blocks:
+                hidden = (hidden + block(hidden)) * mask
+        hidden = hidden.float()
         mean = hidden.sum(2) / mask.sum(2)
         return torch.cat([mean, hidden.masked_fill(mask == 0, -1e4).amax(2)], 1)
 

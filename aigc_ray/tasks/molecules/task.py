@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc_ray import noise
+from aigc_ray.blocks import bf16_pays
 from aigc_ray.bloom import Bloom
 from aigc_ray.errors import UserError
 from aigc_ray.model import Model
@@ -74,6 +75,7 @@ class Molecules(Task):
     dropout: float = 0.1  # of the critic
     rooted: float = 0.15  # share of SMILES that begin at any atom
     hidden: float = 0.1  # share of molecules of whose properties nothing is told
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     generator_rate: float = 2e-3
     adversarial_rate: float = 2e-4
     critic_rate: float = 5e-4
@@ -110,14 +112,16 @@ class Molecules(Task):
 
     def networks(self) -> Networks:
         count = len(PROPERTIES)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        bf16 = self.precision == "bf16" or (self.precision == "auto" and bf16_pays(device))
         made: dict[str, nn.Module] = {
-            "generator": Generator(count, self.width),
+            "generator": Generator(count, self.width, bf16=bf16),
             "memory": Memory(self.references, self.length),
         }
         if self.adversarial_steps:
-            made["critic"] = Critic(count, self.critic_width, self.dropout)
+            made["critic"] = Critic(count, self.critic_width, self.dropout, bf16=bf16)
             if self.beside:
-                made["likelihood"] = Generator(count, self.width)
+                made["likelihood"] = Generator(count, self.width, bf16=bf16)
         return nn.ModuleDict(made)
 
     def prepare(self, networks: Networks, rows: Iterator[Batch]) -> None:
