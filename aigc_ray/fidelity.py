@@ -28,7 +28,6 @@ MEMORY = 256 << 20  # bytes of training rows, and as many of generated ones, to 
 GENERATED = 500  # that are looked at for copies, at least
 PROJECTED = 256  # axes that the rows themselves are projected on
 COPIES = 0.02  # share of copies above which a generator is refused
-DRAWINGS = 5  # of generated tables that are compared with the real one
 SEED = 20_000  # of what is drawn here, apart from requests' usual seeds
 
 
@@ -47,8 +46,8 @@ def fidelity(
     test: Sequence[Batch],
     seed: int = SEED,
 ) -> dict[str, Any]:
-    """Figures of the generator; `copies` says whether it may be promoted. Tables, which are small,
-    are drawn a few times over, and the mean is told: one drawing's outliers count for much.
+    """Figures of the generator, means over a task's `drawings`; `copies` says whether it may be
+    promoted.
 
     Args:
         train: the rows that it was trained on.
@@ -75,8 +74,7 @@ def _likeness(
     """How like the test rows generated ones are, and how like them other real ones are."""
     look = _standard(known.features)
     target = _taken(model, test, ROWS)
-    table = known.plain is None
-    seeds = range(seed, seed + (DRAWINGS if table else 1))
+    seeds = range(seed, seed + model.task.drawings)
     made = [_taken(model, _drawn(model, test, one), ROWS) for one in seeds]
     like = _matched(known, target)
     real, fakes = look(target.features), [look(one.features) for one in made]
@@ -92,8 +90,8 @@ def _likeness(
         **filled._asdict(),
         "coverage_real": own.coverage,
     }
-    if table:  # it has columns to compare
-        there = joined(test, ROWS)
+    there = joined(test, ROWS)
+    if model.task.compares:
         # As many generated rows as real ones, so that chance parts both alike.
         drawings = [joined(_drawn(model, [there], one), ROWS) for one in seeds]
         apart = [model.task.compared(there, drawing) for drawing in drawings]

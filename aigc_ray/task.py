@@ -145,6 +145,9 @@ class Task(ABC):
     # to 1, higher is better; None: the objective
     tabular: ClassVar[bool] = False  # whether the rows of a table are items, one each
     unique: ClassVar[bool] = False  # whether of equal rows in a split only the first is kept
+    compares: ClassVar[bool] = False  # whether `compared` tells rows apart by more than features
+    drawings: ClassVar[int] = 1  # of generated rows that are compared with real ones; small sets
+    # are drawn a few times over, since one drawing's outliers count for much
     personal: ClassVar[bool] = True  # whether a copied row would give somebody away
     chunk: ClassVar[int] = 256  # samples that a job makes from one seed
     identity: ClassVar[str | None] = None  # the key of a sample by which no two may be alike

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from rdkit import Chem
@@ -37,23 +39,50 @@ def compared(real: Sequence[str], fake: Sequence[str]) -> dict[str, float]:
     """Shares of valid, unique and filtered molecules, the diversity among them, the likeness of
     their fragments and scaffolds to real ones', and how far properties are apart (Wasserstein's
     distance, in their spread among real ones)."""
-    there, made = molecules(real), molecules(fake)
+    there, made = ([one for one in map(_facts, part) if one is not None] for part in (real, fake))
     valid = len(made) / max(1, len(fake))
     if len(made) < 2 or len(there) < 2:
         return dict.fromkeys(COMPARED, float("nan")) | {"valid": valid}
     found = {
         "valid": valid,
-        "unique": len({chemistry.smiles(one) for one in made}) / len(made),
-        "filters": passing(made),
-        "diversity": diversity(fingerprints(made)),
-        "fragments": cosine(counted(there, fragments), counted(made, fragments)),
-        "scaffolds": cosine(counted(there, scaffolds), counted(made, scaffolds)),
+        "unique": len({one.smiles for one in made}) / len(made),
+        "filters": float(np.mean([one.passes for one in made])),
+        "diversity": diversity(np.stack([one.bits for one in made])),
     }
-    sides = [[chemistry.properties(one) for one in part] for part in (there, made)]
+    for name in ("fragments", "scaffolds"):
+        counts = [Counter(p for one in part for p in getattr(one, name)) for part in (there, made)]
+        found[name] = cosine(*counts)
     for name in PROPERTIES:
-        one, other = (np.array([row[name] for row in side]) for side in sides)
-        found[f"{name}_distance"] = stats.wasserstein_distance(one, other) / max(one.std(), 1e-6)
+        column, other = (np.array([one.properties[name] for one in p]) for p in (there, made))
+        spread = max(float(column.std()), 1e-6)
+        found[f"{name}_distance"] = stats.wasserstein_distance(column, other) / spread
     return {name: float(value) for name, value in found.items()}
+
+
+class _Facts(NamedTuple):
+    smiles: str
+    passes: bool
+    bits: np.ndarray
+    fragments: list[str]
+    scaffolds: list[str]
+    properties: dict[str, float]
+
+
+@lru_cache(maxsize=10_000)
+def _facts(text: str) -> _Facts | None:
+    """What `compared` looks at; real molecules are compared with more than once."""
+    made = molecules([text])
+    if not made:
+        return None
+    (one,) = made
+    return _Facts(
+        chemistry.smiles(one),
+        chemistry.passes(one, ("moses",)),
+        fingerprints(made)[0],
+        fragments(one),
+        scaffolds(one),
+        chemistry.properties(one),
+    )
 
 
 def passing(made: Sequence[Chem.Mol]) -> float:

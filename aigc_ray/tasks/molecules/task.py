@@ -58,6 +58,7 @@ class Molecules(Task):
     chosen: ClassVar[tuple[str, ...]] = ("generator",)
     tabular: ClassVar[bool] = True
     unique: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
     personal: ClassVar[bool] = False  # training molecules are told, and left out where asked
     chunk: ClassVar[int] = 2000
     without: ClassVar[str | None] = "likelihood"

@@ -71,6 +71,8 @@ class Prognosis(Task):
     chosen: ClassVar[tuple[str, ...]] = ("recogniser",)
     headline: ClassVar[str | None] = "harrell_c"
     tabular: ClassVar[bool] = True
+    compares: ClassVar[bool] = True
+    drawings: ClassVar[int] = 5
     draws: ClassVar[int] = 100  # every pair of patients is looked at
 
     columns: str | None = None  # a JSON file that says what the columns are; None: inferred
