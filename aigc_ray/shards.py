@@ -24,7 +24,7 @@ from aigc_ray.task import Record, Reject
 
 GROUP_ROWS = 256  # rows of a row group, fewer where they would have more than GROUP_BYTES …
 GROUP_BYTES = 8 << 20
-SMALL_BYTES = 256 << 10  # … and more where these would have less than this
+SMALL_BYTES, MOST_ROWS = 128 << 10, 2048  # … and more where they would have less than this
 ABSENT: dict[str, tuple[float, type]] = {
     "image": (0, np.uint8),
     "codes": (0, np.uint8),
@@ -130,7 +130,7 @@ class Shards:
         self.schema = schema
         self.arrow = arrow_schema(schema)
         width = sum(math.prod(f.shape) for f in schema.fields if f.kind != "text")
-        rows = max(GROUP_ROWS, SMALL_BYTES // max(1, width))
+        rows = max(GROUP_ROWS, min(MOST_ROWS, SMALL_BYTES // max(1, width)))
         self.group = max(1, min(rows, GROUP_BYTES // max(1, width)))
         self.rows = 0
         self.written: list[dict[str, Any]] = []

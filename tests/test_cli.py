@@ -182,7 +182,7 @@ def test_the_quickstart_goes_the_whole_way_through_s3(monkeypatch, capsys, free_
     fetch = catalogue.fetch
 
     def unreachable(name, home=None, timeout=10.0):
-        if name == quickstart.PATIENTS:
+        if name in (quickstart.PATIENTS, quickstart.COMPOUNDS):
             return fetch(name)
         raise catalogue.Unreachable(f"{name}: nothing answers within {timeout:g} s")
 
@@ -190,6 +190,8 @@ def test_the_quickstart_goes_the_whole_way_through_s3(monkeypatch, capsys, free_
     monkeypatch.setattr(quickstart, "SETTINGS", TINY | {"num_workers": 2, "steps": 4})
     small = {"num_workers": 2, "steps": 40, "validate_every": 20, "transfer_steps": 20}
     monkeypatch.setattr(quickstart, "PROGNOSIS", small)
+    tiny = {"num_workers": 2, "steps": 20, "adversarial_steps": 2, "width": 32, "critic_width": 16}
+    monkeypatch.setattr(quickstart, "MOLECULES", tiny | {"batch_size": 32, "references": 100})
     link, pages = quickstart._link, []
 
     def followed(uri):
@@ -209,5 +211,8 @@ def test_the_quickstart_goes_the_whole_way_through_s3(monkeypatch, capsys, free_
     assert course["model"]["task"] == "prognosis"
     assert [one["time"] for one in course["items"][0]["horizons"]] == [365, 1095]
     assert result["prognosis"]["metrics"]["test"]["harrell_c"] > 0.6
+    made = result["molecules"]["answer"]
+    assert made["model"]["task"] == "molecules" and len(made["items"]) == 4
+    assert all(0.7 <= item["properties"]["qed"] <= 1 for item in made["items"])
     assert result["report"].startswith("s3://") and "</html>" in pages[0]
     assert "the report  http://127.0.0.1:" in err and "HTTP/1.1" not in err
