@@ -120,7 +120,7 @@ def raw(networks: Networks, length: int, told: bool) -> tuple[list[str], float]:
     texts: list[str] = []
     for start in range(0, SAMPLES, 1000):
         numbers = np.arange(start, start + 1000)
-        wish, _ = speaker.wishes(wanted, numbers)
+        wish = speaker.wishes(wanted, numbers)
         if told:
             codes = speaker.codes(wanted, numbers, wish, None)
         else:  # of no property
@@ -264,7 +264,7 @@ def main() -> None:
         kept["wishes"] = wished(model, print)
     if "speed" in options.parts:
         kept["speed"] = speed(model, print)
-        kept["molecules_per_second"] = kept["speed"]["with_critic"]["mean"]
+        kept["molecules_per_second"] = kept["speed"]["without_critic"]["mean"]
     kept["training"] = model.info.get("training", {})
     record.save("molecules", kept, seeds=[SEED], command=COMMAND)
 

@@ -46,7 +46,6 @@ class Candidate(NamedTuple):
     smiles: str
     number: int  # of the sample
     logit: float | None  # of the critic; None without one
-    told: dict[str, float]  # properties that the generator was told
 
 
 # Numbers of samples and what they are told (B, P) -> how to read each as a molecule, if it is one.
@@ -72,10 +71,11 @@ class Speaker:
         self.prior = generator.prior.numpy(force=True)
         self.scale = generator.scale.numpy(force=True)
 
-    def wishes(self, wanted: Wanted, numbers: np.ndarray) -> tuple[Tensor, list[dict[str, float]]]:
+    def wishes(self, wanted: Wanted, numbers: np.ndarray) -> Tensor:
         """(B, P) properties that samples are told, likely ones that fit the targets."""
         keys = noise.keys(wanted.seed, torch.from_numpy(numbers))
         chance = noise.uniform(keys, "wish", (1,))[:, 0].numpy()
+        parts = wanted.fragments or ([wanted.scaffold] if wanted.scaffold else [])
         distance = np.zeros(len(self.prior))
         bounds = {}
         for place, name in enumerate(PROPERTIES):
@@ -83,8 +83,8 @@ class Speaker:
             low, high = (-np.inf, np.inf) if target is None else target[:2]
             if target is not None and target.aim is not None:
                 low = high = target.aim
-            elif target is None and name == "mw" and wanted.scaffold is not None:
-                low = chemistry.weight(wanted.scaffold.molecule)  # and something is to be added
+            elif target is None and name == "mw" and parts:
+                low = sum(chemistry.weight(part.molecule) for part in parts)  # and what is added
             if low == -np.inf and high == np.inf:
                 continue
             bounds[place] = low, high
@@ -97,10 +97,7 @@ class Speaker:
         rows = self.prior[near[(chance * len(near)).astype(int)]].copy()
         for place, (low, high) in bounds.items():
             rows[:, place] = np.clip(rows[:, place], low, high)
-        aims = {k: v.aim for k, v in wanted.targets.items() if v.aim is not None}
-        places = {name: PROPERTIES.index(name) for name in aims if name in PROPERTIES}
-        told = [{name: float(row[place]) for name, place in places.items()} for row in rows]
-        return torch.from_numpy(rows), told
+        return torch.from_numpy(rows)
 
     @torch.inference_mode()
     def codes(
@@ -185,7 +182,6 @@ class _Said(NamedTuple):
     numbers: np.ndarray
     readings: list[Reading]
     wish: Tensor  # (B, P)
-    told: list[dict[str, float]]
 
 
 class _Read(NamedTuple):
@@ -194,8 +190,8 @@ class _Read(NamedTuple):
 
 
 def _said(speaker: Speaker, wanted: Wanted, plan: Plan, numbers: np.ndarray) -> _Said:
-    wish, told = speaker.wishes(wanted, numbers)
-    return _Said(numbers, plan(numbers, wish), wish, told)
+    wish = speaker.wishes(wanted, numbers)
+    return _Said(numbers, plan(numbers, wish), wish)
 
 
 def _read(said: _Said, failed: Counter[str]) -> list[_Read]:
@@ -208,7 +204,7 @@ def _read(said: _Said, failed: Counter[str]) -> list[_Read]:
                 continue
             smiles = chemistry.smiles(molecule)
             number = int(said.numbers[place])
-            one = Candidate(molecule, smiles, number, None, said.told[place])
+            one = Candidate(molecule, smiles, number, None)
             found.append(_Read(one, said.wish[place]))
     return found
 
