@@ -252,11 +252,11 @@ class Adversary:
     @torch.no_grad()
     def go_back(self, best: dict[str, Tensor]) -> None:
         """Go on with averaged weights of an earlier moment, which the first worker has, in the
-        networks that the task's objective chooses."""
-        for name in self.task.chosen:
+        networks for which one is chosen."""
+        for name in self.task.moments():
             weights = self.average[name].state_dict()
-            if best:
-                self.average[name].load_state_dict(_under(best, f"{name}."))
+            if own := _under(best, f"{name}."):
+                self.average[name].load_state_dict(own)
             if _world() > 1:
                 for tensor in weights.values():
                     dist.broadcast(tensor, 0)
@@ -268,9 +268,9 @@ class Adversary:
         Raises:
             RuntimeError: a network has another form than here.
         """
-        for name in self.networks.keys() & member.keys():
+        with torch.no_grad():
             for networks in (self.networks, self.average):
-                networks[name].load_state_dict(member[name].state_dict())
+                self.task.inherit(networks, member)
 
     def averaged(self) -> dict[str, Tensor]:
         """The averaged weights, which serving reads."""

@@ -281,7 +281,7 @@ def generation(
     held_back, test = (list(split(job, task, name, fidelity.ROWS)) for name in ("val", part))
     say("generated rows are compared with real ones")
     found = fidelity.fidelity(model, split(job, task, "train"), held_back, test)
-    if steps and any(p.network == "recogniser" for s in task.stages() for p in s.players):
+    if steps and task.transfers:
         say(f"a recogniser learns from generated rows alone, {steps} steps, and from real ones")
         found |= fidelity.transfer(model, split(job, task, "train"), test, steps)
     return dict(finite(found))

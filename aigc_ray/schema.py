@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from aigc_ray.errors import UserError
 
-Kind = Literal["image", "category", "labels", "number", "yes_no", "codes", "text"]
+Kind = Literal["image", "category", "labels", "number", "yes_no", "codes", "counts", "text"]
+BYTES = ("image", "codes", "counts")  # kinds that lie as bytes
 Part = Literal["generated", "condition", "input", "target"]
 
 
@@ -23,8 +24,8 @@ class Field:
     A `category` has one of `values`, encoded as its index (shape ()); `labels` has any number of
     them, encoded as zeros and ones (shape (len(values),)); an `image` has shape (channels, height,
     width) and values in [-1, 1]; `codes` (length,) are whole numbers from 0, the end of a sequence,
-    to len(values). A `yes_no` is a number that is 0 or 1. A category whose `values` rise from the
-    first to the last is `ordered`; `unit` is of a number.
+    to len(values), and `counts` those from 0 to 255. A `yes_no` is a number that is 0 or 1. A
+    category whose `values` rise from the first to the last is `ordered`; `unit` is of a number.
     """
 
     name: str

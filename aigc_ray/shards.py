@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from aigc_ray import storage
-from aigc_ray.schema import Field, Schema
+from aigc_ray.schema import BYTES, Field, Schema
 from aigc_ray.task import Record, Reject
 
 GROUP_ROWS = 256  # rows of a row group, fewer where they would have more than GROUP_BYTES …
@@ -28,6 +28,7 @@ SMALL_BYTES, MOST_ROWS = 128 << 10, 2048  # … and more where they would have l
 ABSENT: dict[str, tuple[float, type]] = {
     "image": (0, np.uint8),
     "codes": (0, np.uint8),
+    "counts": (0, np.uint8),
     "labels": (255, np.uint8),
     "category": (-1, np.int32),
     "number": (np.nan, np.float32),
@@ -54,7 +55,7 @@ CHECKS = pa.schema(  # not written
 def arrow_type(field: Field) -> pa.DataType:
     """How a field's column lies in Parquet."""
     size = math.prod(field.shape)
-    if field.kind in ("image", "codes"):
+    if field.kind in BYTES:
         return pa.binary(size)
     if field.kind == "category":
         return pa.int32()
@@ -103,7 +104,7 @@ def _column(field: Field, values: list[Any]) -> pa.Array:
     for row, value in zip(array, values, strict=True):
         if value is not None:
             row[:] = np.reshape(value, -1)
-    if field.kind in ("image", "codes"):
+    if field.kind in BYTES:
         data = [None, pa.py_buffer(array)]
         return pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), len(values), data)
     flat = pa.array(array.reshape(-1))

@@ -128,7 +128,7 @@ class Stage(NamedTuple):
     players: tuple[Player, ...]  # in the order of their updates
     # Steps a pool of samples is used for: 1 for images, hundreds for molecules; 0 draws none.
     refresh: int = 1
-    chooses: bool = True  # the best moment by the objective; else the last one is kept
+    chooses: bool = True  # the best moment by the objective; else the last one of `chosen` is kept
     # (networks, training batch, held-back batch, their draw, step) -> how far the critic knows
     # its training rows by heart, 0 to 1; steers the strength of the augmentation towards .5
     overfitting: Callable[[Networks, Batch, Batch, Draw, Step], Tensor] | None = None
@@ -140,11 +140,12 @@ class Task(ABC):
 
     name: ClassVar[str]
     objective: ClassVar[tuple[str, Literal["min", "max"]]]  # validation metric that chooses
-    chosen: ClassVar[tuple[str, ...]]  # networks kept from its best moment; the rest, from the last
+    chosen: ClassVar[tuple[str, ...]]  # networks that the objective is about
     headline: ClassVar[str | None] = None  # what is told of learning from generated rows, from 0
     # to 1, higher is better; None: the objective
     tabular: ClassVar[bool] = False  # whether the rows of a table are items, one each
     unique: ClassVar[bool] = False  # whether of equal rows in a split only the first is kept
+    transfers: ClassVar[bool] = True  # whether a recogniser can be taught by generated rows alone
     compares: ClassVar[bool] = False  # whether `compared` tells rows apart by more than features
     drawings: ClassVar[int] = 1  # of generated rows that are compared with real ones; small sets
     # are drawn a few times over, since one drawing's outliers count for much
@@ -198,6 +199,26 @@ class Task(ABC):
         `rows` come in the order of the training and end after one epoch; take no more than are
         needed.
         """
+
+    def moments(self) -> dict[str, tuple[str, Literal["min", "max"]]]:
+        """By which metric of `glance` a network's best moment is chosen; the others are kept from
+        the last one."""
+        return dict.fromkeys(self.chosen, self.objective)
+
+    def continues(self, schema: Schema) -> bool:
+        """Whether a model that was trained on rows of that schema can be trained on with these."""
+        return self.schema == schema
+
+    def inherit(self, networks: Networks, member: Networks) -> None:
+        """Begin with a model's weights; networks that it lacks stay fresh, and those without any
+        are what `prepare` made of these rows.
+
+        Raises:
+            RuntimeError: a network has another form than here.
+        """
+        for name in networks.keys() & member.keys():
+            if any(True for _ in networks[name].parameters()):
+                networks[name].load_state_dict(member[name].state_dict())
 
     def space(self) -> dict[str, tuple[Any, ...]]:
         """What a sweep searches where it is not told: setting -> ("log" or "linear", low, high) or

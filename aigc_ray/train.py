@@ -40,7 +40,7 @@ def configure(task: str, data: str, changes: Mapping[str, Any]) -> tuple[Trainin
     start = changes.get("init")
     # Fine-tuning keeps the architecture it starts from; what is written in `changes` wins.
     first = _opened(start).task if start else task_class(task)()
-    if start and first.schema != schema:
+    if start and not replace(first, schema=schema).continues(first.schema):
         raise UserError(f"{start} was trained on other fields than {data} has")
     training = config.override(Training(task=replace(first, schema=schema)), changes)
     if schema.judged is not None:

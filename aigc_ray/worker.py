@@ -55,11 +55,11 @@ def work(job: dict[str, Any], report: Report | None = None) -> None:
     taken = checkpoint.load(storage.join(job["run"], "checkpoints"), adversary, device)
     if taken is not None:
         best, extra = taken
-    elif training.init:
-        _fine_tune(adversary, training.init)
     feed = _feed(job, training, "train")
-    if taken is None and not training.init:
+    if taken is None:
         adversary.prepare(_epoch(job, training, feed, device))
+        if training.init:
+            _fine_tune(adversary, training.init)
     if report is None and training.num_workers and "concurrent" in job:
         import ray.train
 
@@ -206,26 +206,35 @@ class _Recorder:
         if not self.seen or any(player.network in task.chosen for player in stage.players):
             self.seen = task.glance(*fidelity.collected(model, self.validation))
         metrics = self.seen  # else of networks that stand still
-        name, direction = task.objective
-        # A metric that does not exist (AUC where one class is missing) is worse than any.
-        value, best = metrics[name], self.extra["best"]
-        value = value if direction == "max" else -value
-        if not stage.chooses:  # what it is worth the objective does not tell
-            best = self.extra["best"] = None
-        if best is None or (np.isfinite(value) and value > (best["score"] or -np.inf)):
-            step, score = adversary.step_number, finite(value)
-            self.extra["best"] = {"step": step, "score": score, "value": finite(metrics[name])}
-            self.best = {
-                key: tensor.clone()
-                for key, tensor in adversary.averaged().items()
-                if key.partition(".")[0] in task.chosen
-            }
+        always = not stage.chooses  # what such a stage is worth the objective does not tell
+        now = self._moment(task.objective, metrics)
+        if always or _beats(now, self.extra["best"]):
+            self.extra["best"] = now
+        moments, playing = self.extra.setdefault("moments", {}), {p.network for p in stage.players}
+        for network, measure in task.moments().items():
+            if network in moments and network not in playing:
+                continue  # it stands still
+            now = self._moment(measure, metrics)
+            if (always and network in task.chosen) or _beats(now, moments.get(network)):
+                moments[network] = now
+                self.best |= {
+                    key: tensor.clone()
+                    for key, tensor in adversary.averaged().items()
+                    if key.startswith(f"{network}.")
+                }
         if adversary.finished or time.monotonic() - self.drawn > DRAW_EVERY:
             picture = f"step-{adversary.step_number:07d}.png"
             where = storage.join(self.job["run"], "samples", picture)
             storage.write_bytes(where, task.sample(model))
             self.drawn = time.monotonic()
         return metrics
+
+    def _moment(self, measure: tuple[str, str], metrics: dict[str, float]) -> dict[str, Any]:
+        name, direction = measure
+        score = finite(metrics[name] if direction == "max" else -metrics[name])
+        return {
+            "step": self.adversary.step_number, "score": score, "value": finite(metrics[name])
+        }  # fmt: skip
 
     def _show(self, metrics: dict[str, float] | None) -> None:
         adversary, now = self.adversary, time.monotonic()
@@ -265,6 +274,15 @@ class _Recorder:
         checkpoint.save(
             storage.join(self.job["run"], "checkpoints"), self.adversary, self.best, self.extra
         )
+
+
+def _beats(now: Mapping[str, Any], before: Mapping[str, Any] | None) -> bool:
+    """A metric that does not exist (AUC where one class is missing) is worse than any."""
+    if before is None:
+        return True
+    return now["score"] is not None and (
+        before["score"] is None or bool(now["score"] > before["score"])
+    )
 
 
 def _choosing(job: Mapping[str, Any], task: Task) -> list[Batch]:

@@ -34,6 +34,7 @@ LONGEST, HEAVIEST = 1000, 128  # characters of a SMILES, and heavy atoms of a mo
 PROPERTIES = ("logp", "qed", "sa", "mw", "tpsa", "hbd", "hba", "rings")
 UNITS = {"mw": "g/mol", "tpsa": "Å²"}
 BITS = 1024  # of a Morgan fingerprint of radius 2
+COUNTS, DESCRIPTORS = 2048, 121  # that a recogniser reads
 
 # The medicinal chemistry filters of MOSES (Polykovskiy et al. 2020, Front Pharmacol 11:565644;
 # MIT licence), by which its molecules were chosen, beside PAINS, eight-membered and larger rings,
@@ -178,13 +179,53 @@ def scaffold(molecule: Chem.Mol) -> str:
 
 
 @cache
-def _morgan() -> Any:
-    return rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=BITS)
+def _morgan(size: int) -> Any:
+    return rdFingerprintGenerator.GetMorganGenerator(radius=2, fpSize=size)
 
 
 def fingerprint(molecule: Chem.Mol) -> np.ndarray:
     """(BITS / 8,) uint8: Morgan's of radius 2 (Rogers and Hahn 2010)."""
-    return np.packbits(_morgan().GetFingerprintAsNumPy(molecule))
+    return np.packbits(_morgan(BITS).GetFingerprintAsNumPy(molecule))
+
+
+def counts(molecule: Chem.Mol) -> np.ndarray:
+    """(COUNTS,) uint8: how often each of Morgan's environments is there."""
+    return np.minimum(_morgan(COUNTS).GetCountFingerprintAsNumPy(molecule), 255).astype(np.uint8)
+
+
+def descriptors(molecule: Chem.Mol) -> np.ndarray:
+    """(DESCRIPTORS,) float32: RDKit's own list, molecular quantum numbers (Nguyen et al. 2009) and
+    surfaces by charge, refractivity and logP (Labute 2000)."""
+    parts = (
+        _properties().ComputeProperties(molecule),
+        rdMolDescriptors.MQNs_(molecule),
+        rdMolDescriptors.PEOE_VSA_(molecule),
+        rdMolDescriptors.SMR_VSA_(molecule),
+        rdMolDescriptors.SlogP_VSA_(molecule),
+    )
+    found = np.concatenate([np.array(part, float) for part in parts])
+    return np.nan_to_num(found, posinf=0.0, neginf=0.0).clip(-1e6, 1e6).astype(np.float32)
+
+
+@cache
+def _properties() -> Any:
+    return rdMolDescriptors.Properties()
+
+
+def occluded(molecule: Chem.Mol) -> list[Chem.Mol]:
+    """The molecule with one atom after another made unknown; its bonds stay."""
+    found = []
+    for index in range(molecule.GetNumAtoms()):
+        masked = Chem.RWMol(molecule)
+        atom = masked.GetAtomWithIdx(index)
+        atom.SetAtomicNum(0)
+        atom.SetFormalCharge(0)
+        atom.SetNumExplicitHs(0)
+        atom.SetChiralTag(Chem.ChiralType.CHI_UNSPECIFIED)
+        with quiet():
+            Chem.SanitizeMol(masked, catchErrors=True)
+        found.append(masked.GetMol())
+    return found
 
 
 def similarity(one: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -311,7 +352,7 @@ def pattern(text: str, field: str) -> Chem.Mol:
     return found
 
 
-def counts(found: Mapping[str, int]) -> str:
+def listed(found: Mapping[str, int]) -> str:
     """Reasons with how often they occurred, the commonest first, as a sentence's part."""
     order = sorted(found.items(), key=lambda pair: -pair[1])
     return ", ".join(f"{count} {reason}" for reason, count in order if count)

@@ -13,13 +13,14 @@ from rdkit import Chem, rdBase
 from torch import Tensor
 
 from aigc_ray.errors import UserError
-from aigc_ray.schema import Field, Schema
+from aigc_ray.schema import BYTES, Field, Schema
 from aigc_ray.splitter import hash64
 from aigc_ray.task import Batch, Columns, Record, Reject, Source
 from aigc_ray.tasks.molecules import alphabet, chemistry, sources
 from aigc_ray.tasks.molecules.chemistry import PROPERTIES, UNITS
 
 CODES, ROOTED = "codes", "rooted"  # fields: the canonical SMILES, and one begun at another atom
+ENVIRONMENTS, DESCRIPTORS = "environments", "descriptors"  # what activities are recognised by
 
 
 def schema(length: int, activities: Mapping[str, bool]) -> Schema:
@@ -35,6 +36,12 @@ def schema(length: int, activities: Mapping[str, bool]) -> Schema:
         Field(name=name, kind="number", parts=("condition",), unit=UNITS.get(name, ""))
         for name in PROPERTIES
     ]
+    if activities:
+        size = (chemistry.COUNTS,), (chemistry.DESCRIPTORS,)
+        fields += [
+            Field(name=ENVIRONMENTS, kind="counts", parts=("input",), shape=size[0]),
+            Field(name=DESCRIPTORS, kind="number", parts=("input",), shape=size[1]),
+        ]
     fields += [
         Field(name=name, kind="yes_no" if binary else "number", parts=("target",))
         for name, binary in activities.items()
@@ -103,7 +110,17 @@ def described(molecule: Chem.Mol, schema: Schema) -> Record:
         )
     record: Record = {CODES: alphabet.rows([codes], length)[0]}
     record[ROOTED] = _rooted(molecule, smiles, length)
+    if activities(schema):
+        record |= seen(molecule)
     return record | chemistry.properties(molecule)
+
+
+def seen(molecule: Chem.Mol) -> Record:
+    """What activities are recognised by."""
+    return {
+        ENVIRONMENTS: chemistry.counts(molecule),
+        DESCRIPTORS: chemistry.descriptors(molecule),
+    }
 
 
 def _rooted(molecule: Chem.Mol, smiles: str, length: int) -> np.ndarray | None:
@@ -137,7 +154,7 @@ def parse(item: Mapping[str, Any], schema: Schema) -> Record:
         record = described(molecule, schema)
     except UserError as fault:
         raise UserError(f"{item.get('filename') or 'smiles'}: {fault}") from None
-    return record | {"molecule": molecule, "svg": bool(item.get("svg"))}
+    return record | {"molecule": molecule, "svg": bool(item.get("svg")), "of": item.get("of")}
 
 
 def _upload(item: Mapping[str, Any]) -> tuple[str, bool]:
@@ -162,15 +179,16 @@ def encode(columns: Columns, row: Tensor, schema: Schema) -> Batch:
         column = columns.get(field.name)
         if column is None:
             empty = torch.zeros(size, *field.shape)
-            value[field.name] = empty.long() if field.kind == "codes" else empty
+            value[field.name] = empty.long() if field.kind in BYTES else empty
             known[field.name] = torch.zeros(size, dtype=torch.bool)
-        elif field.kind == "codes":
+        elif field.kind in BYTES:
             codes = torch.from_numpy(np.array(column, np.uint8)).long()
-            value[field.name], known[field.name] = codes, codes[:, 0] > 0
+            value[field.name], known[field.name] = codes, (codes > 0).any(1)
         else:
             number = torch.from_numpy(np.array(column, np.float32))
-            known[field.name] = torch.isfinite(number)
-            value[field.name] = torch.where(known[field.name], number, 0.0)
+            finite = torch.isfinite(number)
+            value[field.name] = torch.where(finite, number, 0.0)
+            known[field.name] = finite.flatten(1).all(1) if field.shape else finite
     return Batch(value, known, torch.ones(size), row)
 
 

@@ -368,9 +368,9 @@ def _linked(
 
 
 class Answers(Protocol):
-    """A trained recogniser's activities of molecules: by name, the value and its spread."""
+    """A trained recogniser's activities of molecules: by name, `value` and `spread`."""
 
-    def __call__(self, molecules: Sequence[Chem.Mol]) -> list[dict[str, tuple[float, float]]]: ...
+    def __call__(self, molecules: Sequence[Chem.Mol]) -> list[dict[str, Any]]: ...
 
 
 class Judge:
@@ -413,7 +413,7 @@ class Judge:
         if named and self.said is not None:
             (said,) = self.said([molecule])
             for name in named:
-                if not self._meets(name, said[name][0]):
+                if not self._meets(name, said[name]["value"]):
                     return f"missed the target of {name}"
         return None
 
@@ -437,7 +437,7 @@ class Judge:
             value = chemistry.property_of(candidate.molecule, name)
         else:
             assert self.said is not None, "a request is checked against the model's activities"
-            value = self.said([candidate.molecule])[0][name][0]
+            value = self.said([candidate.molecule])[0][name]["value"]
         return -value if wanted.optimise.startswith("-") else value
 
     def item(self, candidate: Candidate) -> Item:
@@ -464,11 +464,7 @@ class Judge:
             if candidate.logit is not None:
                 item["critic"] = round(1 / (1 + float(np.exp(-candidate.logit))), 4)
             if self.said is not None:
-                (said,) = self.said([molecule])
-                item["activities"] = {
-                    name: {"value": round(value, 4), "spread": round(spread, 4)}
-                    for name, (value, spread) in said.items()
-                }
+                (item["activities"],) = self.said([molecule])
         if wanted.svg:
             item["svg"] = chemistry.svg(molecule)
         if wanted.molblock:
@@ -501,7 +497,7 @@ def generate(
         if found == wanted.n:
             return
     tried = TRIES + EACH * wanted.n
-    yield Shortfall(wanted.n - found, f"of {tried} samples {chemistry.counts(failed)}")
+    yield Shortfall(wanted.n - found, f"of {tried} samples {chemistry.listed(failed)}")
 
 
 def _chosen(

@@ -17,6 +17,8 @@ from rdkit.Chem import rdMolDescriptors
 from rdkit.Chem.Scaffolds import MurckoScaffold
 from scipy import linalg, stats
 
+from aigc_ray import calibration, recognition
+from aigc_ray.schema import Field
 from aigc_ray.tasks.molecules import chemistry
 from aigc_ray.tasks.molecules.chemistry import PROPERTIES
 
@@ -161,3 +163,47 @@ def frechet(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndar
     shared = np.sqrt(inner.clip(min=0)).sum()
     apart = mean - other_mean
     return float(apart @ apart + np.trace(spread) + np.trace(other_spread) - 2 * shared)
+
+
+# --- activities -------------------------------------------------------------------------------
+
+
+def activities(
+    said: np.ndarray,
+    value: Mapping[str, np.ndarray],
+    known: Mapping[str, np.ndarray],
+    fields: Sequence[Field],
+) -> dict[str, float]:
+    """Figures of what is told (N, T) of each field, where it is known, and their means.
+
+    `error` is cross-entropy of what is yes or no, and of numbers the square of what is missed in
+    their spread: 1 for one who always tells the mean.
+    """
+    found: dict[str, float] = {}
+    for place, field in enumerate(fields):
+        there = known[field.name]
+        true, told = value[field.name][there], said[there, place].astype(float)
+        if field.kind == "yes_no":
+            both = np.stack([1 - told, told], 1)
+            one = {
+                "auc": recognition.auc(told, true),
+                "brier": float(np.mean((told - true) ** 2)) if len(true) else np.nan,
+                "ece": calibration.ece(both, true.astype(int)) if len(true) else np.nan,
+                "error": float(-np.log(np.where(true > 0.5, told, 1 - told).clip(1e-6)).mean())
+                if len(true)
+                else np.nan,
+            }
+        else:
+            missed = np.mean((told - true) ** 2) if len(true) else np.nan
+            spread = np.var(true) if len(true) > 1 else np.nan
+            one = {
+                "rmse": float(np.sqrt(missed)),
+                "mae": float(np.abs(told - true).mean()) if len(true) else np.nan,
+                "error": float(missed / max(spread, 1e-12)),
+            }
+        found |= {f"{name}_{field.name}": figure for name, figure in one.items()}
+    for name in ("error", "auc", "brier", "ece", "rmse", "mae"):
+        figures = [v for k, v in found.items() if k.startswith(f"{name}_") and np.isfinite(v)]
+        if any(k.startswith(f"{name}_") for k in found):
+            found[name] = float(np.mean(figures)) if figures else float("nan")
+    return found if len(fields) > 1 else {name: found[name] for name in found if "_" not in name}

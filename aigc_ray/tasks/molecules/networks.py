@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aigc_ray.blocks import low_precision
 from aigc_ray.tasks.molecules import alphabet
-from aigc_ray.tasks.molecules.chemistry import BITS
+from aigc_ray.tasks.molecules.chemistry import BITS, COUNTS, DESCRIPTORS
 
 CONDITION = 64  # width of what the generator hears of wished properties
 EMBEDDING = 128  # of the critic
@@ -256,3 +258,46 @@ class Memory(nn.Module):
         self.register_buffer("codes", torch.zeros(references, length, dtype=torch.uint8))
         size = references, BITS // 8
         self.register_buffer("fingerprints", torch.zeros(size, dtype=torch.uint8))
+
+
+class Recogniser(nn.Module):
+    """Several small perceptrons beside each other, whose differences say how unsure they are.
+
+    Args:
+        activities: that are told.
+        width: of each one's layers.
+        voices: how many there are.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    heard: Tensor
+    target_mean: Tensor
+    target_scale: Tensor
+
+    def __init__(self, activities: int, width: int, voices: int, dropout: float) -> None:
+        super().__init__()
+        sizes = (DESCRIPTORS + COUNTS, width, width, activities)
+        self.weights = nn.ParameterList(
+            (torch.rand(voices, a, b) * 2 - 1) * a**-0.5 for a, b in pairwise(sizes)
+        )
+        self.biases = nn.ParameterList(torch.zeros(voices, 1, size) for size in sizes[1:])
+        self.dropout = dropout
+        self.register_buffer("mean", torch.zeros(DESCRIPTORS))
+        self.register_buffer("scale", torch.ones(DESCRIPTORS))
+        self.register_buffer("heard", torch.ones(COUNTS))
+        self.register_buffer("target_mean", torch.zeros(activities))
+        self.register_buffer("target_scale", torch.ones(activities))
+
+    def forward(self, environments: Tensor, descriptors: Tensor) -> Tensor:
+        """(B, voices, activities) of counts (B, COUNTS) and numbers (B, DESCRIPTORS), standard."""
+        standard = ((descriptors - self.mean) / self.scale).clamp(-5, 5)
+        counted = torch.log1p(environments.float()) * self.heard
+        hidden = torch.cat([standard, counted], 1).expand(len(self.weights[0]), -1, -1)
+        hidden = F.dropout(hidden, self.dropout / 4, self.training)
+        last = len(self.weights) - 1
+        for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            hidden = torch.baddbmm(bias, hidden, weight)
+            if place < last:
+                hidden = F.dropout(F.silu(hidden), self.dropout, self.training)
+        return hidden.transpose(0, 1)

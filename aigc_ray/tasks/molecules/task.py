@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rdkit import Chem
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 
 from aigc_ray import noise
@@ -16,6 +19,7 @@ from aigc_ray.blocks import bf16_pays
 from aigc_ray.bloom import Bloom
 from aigc_ray.errors import UserError
 from aigc_ray.model import Model
+from aigc_ray.schema import Schema
 from aigc_ray.task import (
     Batch,
     Columns,
@@ -31,13 +35,17 @@ from aigc_ray.task import (
     Stage,
     Step,
     Task,
+    stack,
 )
 from aigc_ray.tasks.molecules import chemistry, data, design, metrics, pictures, sources, wishes
 from aigc_ray.tasks.molecules.chemistry import PROPERTIES
-from aigc_ray.tasks.molecules.data import CODES, ROOTED
-from aigc_ray.tasks.molecules.networks import PRIOR, Critic, Generator, Memory
+from aigc_ray.tasks.molecules.data import CODES, DESCRIPTORS, ENVIRONMENTS, ROOTED
+from aigc_ray.tasks.molecules.networks import PRIOR, Critic, Generator, Memory, Recogniser
 
 LOOKED_AT = 50_000  # training rows that scales are taken from, at most
+EXPLAINED, ALIKE = 16, 0.5  # molecules that attributions are tried on, and correlation from which
+# they are those of any network
+RARE, LEFT_OUT = 3, 0.2  # molecules that have an environment; rows that a voice does not hear
 ODDS = 8.0  # a sample counts at most so much more, or less, than its fellows
 WISH, TOLD = "wish", "told"  # of a draw: the properties (B, P), and which of them it was told
 
@@ -59,6 +67,7 @@ class Molecules(Task):
     tabular: ClassVar[bool] = True
     unique: ClassVar[bool] = True
     compares: ClassVar[bool] = True
+    transfers: ClassVar[bool] = False  # nobody has measured a generated molecule's activity
     personal: ClassVar[bool] = False  # training molecules are told, and left out where asked
     chunk: ClassVar[int] = 2000
     without: ClassVar[str | None] = "likelihood"
@@ -80,17 +89,22 @@ class Molecules(Task):
     generator_rate: float = 2e-3
     adversarial_rate: float = 2e-4
     critic_rate: float = 5e-4
+    voices: int = 4  # perceptrons beside each other that tell activities
+    recogniser_width: int = 256
+    recogniser_dropout: float = 0.4
+    recogniser_rate: float = 1e-3
+    recogniser_steps: int = 1500  # before the others, where there are activities
     references: int = 10_000  # training molecules that the model keeps, to show the nearest
     push: float = 0.5  # of the critic's odds, beside the likelihood of real molecules
 
     def __post_init__(self) -> None:
-        for key in ("length", "steps", "width", "critic_width"):
+        for key in ("length", "width", "critic_width", "voices", "recogniser_width"):
             if getattr(self, key) < 1:
                 raise UserError(f"task.{key} is at least 1; got {getattr(self, key)}")
-        for key in ("dropout", "rooted", "hidden"):
+        for key in ("dropout", "rooted", "hidden", "recogniser_dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"task.{key} is at least 0 and below 1; got {getattr(self, key)}")
-        for key in ("adversarial_steps", "push"):
+        for key in ("steps", "adversarial_steps", "recogniser_steps", "push"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"task.{key} is 0 or more; got {getattr(self, key)}")
 
@@ -123,12 +137,42 @@ class Molecules(Task):
             made["critic"] = Critic(count, self.critic_width, self.dropout, bf16=bf16)
             if self.beside:
                 made["likelihood"] = Generator(count, self.width, bf16=bf16)
+        if told := len(data.activities(self.schema)):
+            made["recogniser"] = Recogniser(
+                told, self.recogniser_width, self.voices, self.recogniser_dropout
+            )
         return nn.ModuleDict(made)
+
+    def moments(self) -> dict[str, tuple[str, Literal["min", "max"]]]:
+        found = super().moments()
+        if data.activities(self.schema):
+            found["recogniser"] = "error", "min"
+        return found
+
+    def continues(self, schema: Schema) -> bool:
+        """Whatever the activities are: molecules are said in one alphabet."""
+        return self.schema[CODES] == schema[CODES]
+
+    def inherit(self, networks: Networks, member: Networks) -> None:
+        """Weights, and which molecules were in training before; what is likely is as here. The
+        recogniser, whose activities may be others, is taught anew."""
+        memory, before = networks["memory"], member["memory"]
+        assert isinstance(memory, Memory) and isinstance(before, Memory)
+        prior = {name: network.prior.clone() for name, network in _generators(networks)}
+        kept = {name: network for name, network in member.items() if name != "recogniser"}
+        super().inherit(networks, Networks(kept))
+        for name, network in _generators(networks):
+            if "likelihood" not in member and name == "likelihood":
+                network.load_state_dict(networks["generator"].state_dict())
+            network.prior.copy_(prior[name])
+            network.seen.fill_(True)  # what is new here may be said, once it is learned
+        memory.known |= before.known
 
     def prepare(self, networks: Networks, rows: Iterator[Batch]) -> None:
         """Scales of properties, likely combinations of them, which codes there are, and which
         molecules."""
         taken: list[Tensor] = []
+        labelled: list[Batch] = []
         seen = torch.zeros_like(_generator(networks).seen)
         memory = networks["memory"]
         assert isinstance(memory, Memory)
@@ -147,24 +191,49 @@ class Molecules(Task):
                 kept += len(part)
             if sum(len(part) for part in taken) < LOOKED_AT:
                 taken.append(_properties(batch).number)
+                if "recogniser" in networks:
+                    labelled.append(batch)
         memory.known.copy_(torch.from_numpy(known.bits))
         number = torch.cat(taken)
         mean, scale = number.mean(0), number.std(0).clamp(min=1e-3)
         prior = number[torch.arange(PRIOR) % len(number)]
-        for name in ("generator", "likelihood"):
-            if name in networks:
-                generator = _generator(networks, name)
-                generator.mean.copy_(mean)
-                generator.scale.copy_(scale)
-                generator.prior.copy_(prior)
-                generator.seen.copy_(seen)
+        for _, generator in _generators(networks):
+            generator.mean.copy_(mean)
+            generator.scale.copy_(scale)
+            generator.prior.copy_(prior)
+            generator.seen.copy_(seen)
+        if labelled:
+            self._scales(_recogniser(networks), labelled)
+
+    def _scales(self, recogniser: Recogniser, batches: list[Batch]) -> None:
+        """What the recogniser takes for usual, and environments too rare to learn of."""
+        descriptors = torch.cat([batch.value[DESCRIPTORS] for batch in batches])
+        recogniser.mean.copy_(descriptors.mean(0))
+        recogniser.scale.copy_(descriptors.std(0).clamp(min=1e-3))
+        times = torch.stack([(batch.value[ENVIRONMENTS] > 0).sum(0) for batch in batches]).sum(0)
+        recogniser.heard.copy_(times >= RARE)
+        for place, field in enumerate(data.activities(self.schema)):
+            known = torch.cat(
+                [batch.value[field.name][batch.known[field.name]] for batch in batches]
+            )
+            if field.kind == "number" and len(known) > 1:
+                recogniser.target_mean[place] = known.mean()
+                recogniser.target_scale[place] = known.std().clamp(min=1e-6)
 
     def stages(self) -> tuple[Stage, ...]:
         learner = Optimizer(self.generator_rate, (0.9, 0.98), weight_decay=0.01, final=0.0)
         speaks = Player("generator", self._likelihood_loss, learner)
-        first = Stage("likelihood", self.steps, (speaks,), refresh=0)
+        found = []
+        if data.activities(self.schema) and self.recogniser_steps:
+            rate = Optimizer(self.recogniser_rate, (0.9, 0.99), weight_decay=0.01, final=0.0)
+            tells = Player("recogniser", self._recogniser_loss, rate)
+            found.append(Stage("recognition", self.recogniser_steps, (tells,), refresh=0))
+        if self.steps:
+            found.append(Stage("likelihood", self.steps, (speaks,), refresh=0))
+        if not (found or self.adversarial_steps):
+            raise UserError("steps, adversarial_steps and recogniser_steps cannot all be 0")
         if not self.adversarial_steps:
-            return (first,)
+            return tuple(found)
         later = learner._replace(learning_rate=self.adversarial_rate)
         players = [
             Player(
@@ -176,7 +245,8 @@ class Molecules(Task):
         ]
         if self.beside:
             players.append(Player("likelihood", self._beside_loss, later, starts_as="generator"))
-        return first, Stage("adversarial", self.adversarial_steps, tuple(players), chooses=False)
+        last = Stage("adversarial", self.adversarial_steps, tuple(players), chooses=False)
+        return (*found, last)
 
     def space(self) -> dict[str, tuple[Any, ...]]:
         return {
@@ -201,6 +271,28 @@ class Molecules(Task):
         other &= real.known[ROOTED]
         codes = torch.where(other[:, None], real.value[ROOTED], real.value[CODES])
         return generator.log_likelihood(codes, generator.hear(*wish, other))
+
+    def _recogniser_loss(
+        self, networks: Networks, real: Batch, fake: Draw | None, step: Step
+    ) -> Tensor:
+        """Cross-entropy of what is yes or no, squares of standardised numbers; of what is known.
+        Each voice leaves out rows of its own, so that they differ where little is known."""
+        recogniser = _recogniser(networks)
+        told = recogniser(real.value[ENVIRONMENTS], real.value[DESCRIPTORS])
+        heard = noise.uniform(real.row, "voices", (self.voices,)) > LEFT_OUT
+        fields = data.activities(self.schema)
+        missed = torch.zeros_like(told[:, :, 0])
+        for place, field in enumerate(fields):
+            target = real.value[field.name][:, None].expand_as(missed)
+            if field.kind == "yes_no":
+                wrong = F.binary_cross_entropy_with_logits(
+                    told[:, :, place], target, reduction="none"
+                )
+            else:
+                standard = (target - recogniser.target_mean[place]) / recogniser.target_scale[place]
+                wrong = (told[:, :, place] - standard).square()
+            missed = missed + wrong * real.known[field.name][:, None]
+        return step.mean((missed * heard).sum(1) / len(fields), real.weight)
 
     def _likelihood_loss(
         self, networks: Networks, real: Batch, fake: Draw | None, step: Step
@@ -296,10 +388,83 @@ class Molecules(Task):
         heard = generator.hear(number, torch.zeros_like(told), torch.zeros(len(number)))
         found = {"nats": -generator.log_likelihood(batch.value[CODES], heard)}
         found["features"] = data.fingerprints(batch.value[CODES])
+        if "recogniser" in networks:
+            found |= self._activities(networks, batch)
         return found
 
+    def _activities(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
+        """`activity` and `doubt` (B, T): the voices' mean of each activity, a probability where it
+        is yes or no, and the spread between them."""
+        recogniser = _recogniser(networks)
+        told = recogniser(batch.value[ENVIRONMENTS], batch.value[DESCRIPTORS])
+        kinds = [field.kind == "yes_no" for field in data.activities(self.schema)]
+        told = torch.where(
+            torch.tensor(kinds, device=told.device),
+            torch.sigmoid(told),
+            told * recogniser.target_scale + recogniser.target_mean,
+        )
+        doubt = told.std(1) if self.voices > 1 else torch.zeros_like(told[:, 0])
+        return {"activity": told.mean(1), "doubt": doubt}
+
     def score(self, networks: Networks, batch: Batch, target: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The activity of number `target` (B,); of a model without any, the log-likelihood."""
+        if "recogniser" not in networks:
+            return -self.recognise(networks, batch)["nats"]
+        return self._activities(networks, batch)["activity"].gather(1, target[:, None])[:, 0]
+
+    def explain(self, model: Model, record: Record) -> dict[str, Any] | None:
+        """What each atom adds to an activity (the one that the item names as `of`, else the first):
+        how much less is told where the atom is made unknown."""
+        names = [field.name for field in data.activities(self.schema)]
+        gate = model.info.get("explanation")
+        if not names:
+            return {"withheld": "this model was not trained on activities"}
+        if gate is not None and not gate["passes"]:
+            return {"withheld": "this model's attributions do not hang on what it learned"}
+        of = record.get("of") or names[0]
+        if of not in names:
+            raise UserError(f"of is one of {', '.join(names)}; got {of!r}")
+        molecule = record["molecule"]
+        shares = self._attributed(model, molecule)[:, names.index(of)]
+        most = max(float(np.abs(shares).max()), 1e-9)
+        marked = {atom: float(share) / most for atom, share in enumerate(shares)}
+        return {
+            "method": "occlusion of atoms",
+            "of": of,
+            "atoms": [round(float(share), 5) for share in shares],
+            "svg": chemistry.svg(molecule, marked=marked),
+        }
+
+    def _attributed(self, model: Model, molecule: Chem.Mol) -> np.ndarray:
+        """(atoms, activities): what is told less where an atom is unknown."""
+        every = [molecule, *chemistry.occluded(molecule)]
+        told = self._answers(model, every)
+        value = np.array([[one["value"] for one in each.values()] for each in told])
+        return value[0] - value[1:]
+
+    def accounted(self, model: Model, batch: Batch) -> dict[str, Any] | None:
+        """Whether attributions vanish with the recogniser's weights (Adebayo et al. 2018, "Sanity
+        checks for saliency maps"): their rank correlation with a random recogniser's."""
+        if not data.activities(self.schema):
+            return None
+        torch.manual_seed(0)
+        strange = Networks({**model.members[0], "recogniser": self.networks()["recogniser"]})
+        scales = _recogniser(strange)
+        for name, buffer in _recogniser(model.members[0]).named_buffers():
+            getattr(scales, name).copy_(buffer)
+        other = Model(self, [strange], {})
+        found = []
+        for text in data.smiles_of(batch.value[CODES][:EXPLAINED]):
+            molecule = chemistry.read(text)
+            pair = [self._attributed(one, molecule)[:, 0] for one in (model, other)]
+            if molecule.GetNumAtoms() > 2 and all(np.ptp(shares) > 0 for shares in pair):
+                found.append(float(spearmanr(*pair).statistic))
+        correlation = float(np.mean(found)) if found else 1.0
+        return {
+            "method": "occlusion of atoms",
+            "passes": abs(correlation) < ALIKE,
+            "correlation": [round(correlation, 3)],
+        }
 
     def answer(self, prediction: Mapping[str, np.ndarray], record: Record) -> dict[str, Any]:
         """What is computed of a molecule, and how likely the generator finds it."""
@@ -312,13 +477,39 @@ class Molecules(Task):
             "properties": {name: round(value, 4) for name, value in found.items()},
             "alerts": chemistry.alerts(molecule),
             "nats": round(float(prediction["nats"]), 4),
+            **self._told(prediction),
         }
+
+    def _told(self, prediction: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """One molecule's activities as JSON."""
+        if "activity" not in prediction:
+            return {}
+        names = [field.name for field in data.activities(self.schema)]
+        pairs = zip(prediction["activity"].tolist(), prediction["doubt"].tolist(), strict=True)
+        told = [{"value": round(v, 4), "spread": round(s, 4)} for v, s in pairs]
+        return {"activities": dict(zip(names, told, strict=True))}
+
+    @torch.inference_mode()
+    def _answers(self, model: Model, molecules: Sequence[Chem.Mol]) -> list[dict[str, Any]]:
+        """Activities of generated molecules, by all members."""
+        columns = stack([data.seen(molecule) for molecule in molecules])
+        batch = self.encode(columns, torch.zeros(len(molecules), dtype=torch.int64))
+        every = [self._activities(member, batch) for member in model.members]
+        activity, doubt = (
+            torch.stack([one[name] for one in every]).mean(0).numpy()
+            for name in ("activity", "doubt")
+        )
+        return [
+            self._told({"activity": a, "doubt": d})["activities"]
+            for a, d in zip(activity, doubt, strict=True)
+        ]
 
     def generate(self, model: Model, request: Mapping[str, Any]) -> Iterator[Item | Shortfall]:
         """Molecules as `wishes` describes a request for them, each with its evidence."""
         names = [field.name for field in data.activities(self.schema)]
         wanted = wishes.wanted(request, names)
-        yield from design.generate(model.members[0], self.length, wanted)
+        answers = partial(self._answers, model) if names else None
+        yield from design.generate(model.members[0], self.length, wanted, answers)
 
     def measure(
         self,
@@ -326,7 +517,11 @@ class Molecules(Task):
         value: Mapping[str, np.ndarray],
         known: Mapping[str, np.ndarray],
     ) -> dict[str, float]:
-        return {"nats": float(prediction["nats"].mean())}
+        found = {"nats": float(prediction["nats"].mean())}
+        if "activity" in prediction:
+            fields = data.activities(self.schema)
+            found |= metrics.activities(prediction["activity"], value, known, fields)
+        return found
 
     def compared(self, real: Batch, other: Batch) -> dict[str, float]:
         return metrics.compared(
@@ -354,6 +549,17 @@ def _wish_of(fake: Draw) -> Wish:
 def _generator(networks: Networks, name: str = "generator") -> Generator:
     found = networks[name]
     assert isinstance(found, Generator)
+    return found
+
+
+def _generators(networks: Networks) -> list[tuple[str, Generator]]:
+    names = [name for name in ("generator", "likelihood") if name in networks]
+    return [(name, _generator(networks, name)) for name in names]
+
+
+def _recogniser(networks: Networks) -> Recogniser:
+    found = networks["recogniser"]
+    assert isinstance(found, Recogniser)
     return found
 
 
