@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from aigc_ray import manifest, registry, storage
+from aigc_ray import catalogue, manifest, registry, storage
 from aigc_ray import model as models
 from aigc_ray.card import card
 
@@ -37,7 +37,11 @@ def export(name: str, folder: Path) -> None:
         tensors[key] = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
     info = {key: value for key, value in opened.info.items() if key != "run"}
     info["configuration"] |= {"beside": False, "references": REFERENCES}
-    info["data"] = info["data"] | {"uri": "the catalogue's moses"}
+    known = catalogue.entry("moses")
+    info["data"] = info["data"] | {
+        "uri": "the catalogue's moses", "name": f"moses; {known['citation']}",
+        "licence": known["licence"],
+    }  # fmt: skip
     info["limits"] = [
         *info["limits"],
         "Weights are rounded to bfloat16; the figures are those before. Whether a molecule was in "

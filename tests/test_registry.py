@@ -420,3 +420,20 @@ def together(calls: list[Callable[[], object]]) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
+
+
+def test_what_comes_with_the_package_is_a_model_and_can_be_promoted(home):
+    found = registry.resolve("molecules@pretrained")
+    assert found.version is None
+    sizes = {
+        path.name: path.stat().st_size for path in registry.fetch("molecules@pretrained").iterdir()
+    }
+    assert sizes["weights.safetensors"] < 5_000_000
+    assert "not a medical device" in registry.show("molecules@pretrained")["card"]
+    state = registry.promote("molecules@pretrained")
+    assert state["version"] == 1
+    assert registry.resolve("molecules@production").version == 1
+    with pytest.raises(
+        UserError, match=r"diagnosis has no pretrained model .* there are: molecules"
+    ):
+        registry.resolve("diagnosis@pretrained")
