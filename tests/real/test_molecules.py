@@ -17,6 +17,7 @@ from aigc_ray.tasks.molecules import chemistry, design, metrics, wishes
 
 pytestmark = pytest.mark.real
 COUNT = 1000
+MANY = 3000  # for distributions: of fewer, two real sets differ by half of what is allowed
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def model():
 @pytest.fixture(scope="module")
 def real():
     rows = [row["SMILES"] for row in tables.read(f"{catalogue.fetch('moses')}/test.csv.gz") if row]
-    return random.Random(0).sample(rows, COUNT)
+    return random.Random(0).sample(rows, MANY)
 
 
 def nats(model, texts):
@@ -47,19 +48,19 @@ def test_unseen_molecules_are_likelier_than_varied_compounds_of_their_size(model
             there.append(text)
         except ValueError:
             continue
-    assert np.median(nats(model, there)) > np.median(nats(model, real)) + 8
+    assert np.median(nats(model, there)) > np.median(nats(model, real[:COUNT])) + 8
 
 
 def test_samples_are_molecules_like_the_real_ones(model, real):
-    made = model.generate(n=COUNT, filters=[], novel=False, evidence=False)
+    made = model.generate(n=MANY, filters=[], novel=False, evidence=False)
     smiles = [item["smiles"] for item in made]
-    assert len(set(smiles)) == COUNT
+    assert len(set(smiles)) == MANY
     found = metrics.compared(real, smiles)
     assert found["filters"] > 0.95
     assert 0.83 < found["diversity"] < 0.88
     assert found["fragments"] > 0.97
     for name in ("logp", "qed", "mw", "tpsa"):
-        assert found[f"{name}_distance"] < 0.25, name
+        assert found[f"{name}_distance"] < 0.15, name
     known = sum(item["in_training"] for item in model.generate(n=200, filters=[], novel=False))
     assert known < 60
 

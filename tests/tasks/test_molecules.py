@@ -332,7 +332,9 @@ def test_what_contradicts_itself_ends_with_its_reasons_counted(trained):
     assert "missed the target of" in short.reason
     assert "were no molecule" in short.reason
     counts = [int(word) for word in short.reason.split() if word.isdecimal()]
-    assert counts[0] == design.TRIES + 2 * design.EACH == sum(counts[1:])
+    assert counts[0] == sum(counts[1:])
+    least = design.TRIES + 2 * design.EACH
+    assert least <= counts[0] <= design.TIMES * least
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_atoms_speak_for_an_activity(model):
     other = model.explain(model.parse({"smiles": "CCCCN", "of": "carbons"}))
     assert other["of"] == "carbons"
     assert np.mean(other["atoms"][:4]) > 0
-    with pytest.raises(UserError, match="of is one of nitrogen, carbons; got 'colour'"):
+    with pytest.raises(UserError, match="activities nitrogen, carbons; got 'colour'"):
         model.explain(model.parse({"smiles": "C", "of": "colour"}))
 
 

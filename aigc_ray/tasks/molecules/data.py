@@ -18,6 +18,7 @@ from aigc_ray.splitter import hash64
 from aigc_ray.task import Batch, Columns, Record, Reject, Source
 from aigc_ray.tasks.molecules import alphabet, chemistry, sources
 from aigc_ray.tasks.molecules.chemistry import PROPERTIES, UNITS
+from aigc_ray.tasks.molecules.wishes import flag
 
 CODES, ROOTED = "codes", "rooted"  # fields: the canonical SMILES, and one begun at another atom
 ENVIRONMENTS, DESCRIPTORS = "environments", "descriptors"  # what activities are recognised by
@@ -154,7 +155,10 @@ def parse(item: Mapping[str, Any], schema: Schema) -> Record:
         record = described(molecule, schema)
     except UserError as fault:
         raise UserError(f"{item.get('filename') or 'smiles'}: {fault}") from None
-    return record | {"molecule": molecule, "svg": bool(item.get("svg")), "of": item.get("of")}
+    names, of = [field.name for field in activities(schema)], item.get("of")
+    if of is not None and of not in names:
+        raise UserError(f"of is one of the activities {', '.join(names) or '(none)'}; got {of!r}")
+    return record | {"molecule": molecule, "svg": flag(item, "svg", False), "of": of}
 
 
 def _upload(item: Mapping[str, Any]) -> tuple[str, bool]:

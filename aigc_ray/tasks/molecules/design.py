@@ -32,6 +32,7 @@ from aigc_ray.tasks.molecules.wishes import Scaffold, Wanted
 
 FIRST, LARGEST = 32, 1024  # samples in the first chunk, and in the largest
 TRIES, EACH = 4_000, 40  # samples that a request may cost: so many, and for each molecule
+TIMES, AGAIN = 4, 1 << 40  # that a wish is told, at most; from one time to the next numbers rise so
 NEAR = 256  # likely combinations of properties that are nearest to the targets
 SEEN_BYTES = 16 << 20  # that tell which molecules there were: ten bits each of 13 million
 POOL = 5  # candidates for each molecule of a diverse set
@@ -154,9 +155,20 @@ class Speaker:
 
 
 def candidates(
-    speaker: Speaker, wanted: Wanted, plan: Plan, most: int, failed: Counter[str]
+    speaker: Speaker,
+    wanted: Wanted,
+    plan: Plan,
+    most: int,
+    failed: Counter[str],
+    times: int = TIMES,
 ) -> Iterator[Candidate]:
-    """Molecules, each once, in the order of their samples; why the others are none, in `failed`."""
+    """Molecules, each once, in the order of their samples; why the others are none, in `failed`.
+
+    Args:
+        most: samples, at most.
+        times: that a wish is told until there is a molecule, at most: else those that are hard to
+            say would be rare.
+    """
     seen = Bloom(np.zeros(SEEN_BYTES, np.uint8))
     with ThreadPoolExecutor(1, "speaker") as ahead:
         chunks = _chunks(most)
@@ -166,7 +178,16 @@ def candidates(
             following = next(chunks, None)
             if following is not None:
                 waiting = ahead.submit(_said, speaker, wanted, plan, following)
-            yield from _passed(speaker, wanted, _read(said, failed), seen, failed)
+            read = _read(said, failed)
+            for turn in range(1, times):  # while the next chunk is being said
+                left = np.setdiff1d(said.numbers, [one.candidate.number for one in read])
+                if not len(left):
+                    break
+                wish = said.wish[np.searchsorted(said.numbers, left)]
+                readings = plan(left + turn * AGAIN, wish)
+                read += _read(_Said(left, readings, wish), failed)
+            read.sort(key=lambda one: one.candidate.number)
+            yield from _passed(speaker, wanted, read, seen, failed)
             if following is None:
                 return
 
@@ -496,21 +517,21 @@ def generate(
         found += 1
         if found == wanted.n:
             return
-    tried = TRIES + EACH * wanted.n
+    tried = failed.total() + found
     yield Shortfall(wanted.n - found, f"of {tried} samples {chemistry.listed(failed)}")
 
 
 def _chosen(
     speaker: Speaker, wanted: Wanted, judge: Judge, failed: Counter[str]
 ) -> Iterator[Candidate]:
-    plan = plain(speaker, wanted)
+    plan, times = plain(speaker, wanted), TIMES
     if wanted.scaffold is not None:
-        plan = decorated(speaker, wanted, wanted.scaffold)
+        plan, times = decorated(speaker, wanted, wanted.scaffold), 1
     elif wanted.fragments is not None:
-        plan = linked(speaker, wanted, *wanted.fragments)
+        plan, times = linked(speaker, wanted, *wanted.fragments), 1
     if wanted.optimise is not None or wanted.score is not None:
         return iter(_optimised(speaker, wanted, judge, plan, failed))
-    every = candidates(speaker, wanted, plan, TRIES + EACH * wanted.n, failed)
+    every = candidates(speaker, wanted, plan, TRIES + EACH * wanted.n, failed, times)
     right = _right(every, judge, failed)
     return iter(_diverse(right, wanted)) if wanted.diverse else right
 
@@ -555,7 +576,7 @@ def _optimised(
         parents = [one.molecule for _, one in _ranked(best)[: max(2, int(KEPT * size))]]
         if turn and parents and wanted.scaffold is None and wanted.fragments is None:
             plan = changed(speaker, asked, parents)
-        every = candidates(speaker, asked, plan, TRIES + size, failed)
+        every = candidates(speaker, asked, plan, TRIES + size, failed, times=1)
         for candidate in islice(_right(every, judge, failed), size):
             if candidate.smiles not in best:
                 best[candidate.smiles] = judge.score(candidate), candidate

@@ -27,14 +27,10 @@ class Begun(NamedTuple):
 
 def begun(molecule: Chem.Mol, point: int, seed: int) -> Begun | None:
     """The molecule written so that the atom `point` comes last; None where that cannot be."""
-    marked = Chem.RWMol(molecule)
-    mark = marked.AddAtom(Chem.Atom(0))
-    marked.AddBond(point, mark, Chem.BondType.SINGLE)
-    atom = marked.GetAtomWithIdx(point)
-    if atom.GetNumExplicitHs():
-        atom.SetNumExplicitHs(atom.GetNumExplicitHs() - 1)
+    marked = _marked(molecule, point)
     if Chem.SanitizeMol(marked, catchErrors=True) != Chem.SanitizeFlags.SANITIZE_NONE:
         return None
+    mark = molecule.GetNumAtoms()
     chance = random.Random(seed)
     for _ in range(TRIES):
         root = chance.randrange(mark)
@@ -115,14 +111,19 @@ def linked(start: Begun, end: str, said: str, seed: int) -> str | None:
 
 def written_from(molecule: Chem.Mol, point: int) -> str:
     """A SMILES that begins at an atom to which something is attached."""
+    marked = _marked(molecule, point)
+    Chem.SanitizeMol(marked)
+    return Chem.MolToSmiles(marked, rootedAtAtom=molecule.GetNumAtoms())[1:]
+
+
+def _marked(molecule: Chem.Mol, point: int) -> Chem.RWMol:
+    """The molecule with a mark, its last atom, in the place of a hydrogen at `point`."""
     marked = Chem.RWMol(molecule)
-    mark = marked.AddAtom(Chem.Atom(0))
-    marked.AddBond(point, mark, Chem.BondType.SINGLE)
+    marked.AddBond(point, marked.AddAtom(Chem.Atom(0)), Chem.BondType.SINGLE)
     atom = marked.GetAtomWithIdx(point)
     if atom.GetNumExplicitHs():
         atom.SetNumExplicitHs(atom.GetNumExplicitHs() - 1)
-    Chem.SanitizeMol(marked)
-    return Chem.MolToSmiles(marked, rootedAtAtom=mark)[1:]
+    return marked
 
 
 def ends_with(molecule: Chem.Mol, part: Scaffold) -> bool:

@@ -162,8 +162,6 @@ class Molecules(Task):
         kept = {name: network for name, network in member.items() if name != "recogniser"}
         super().inherit(networks, Networks(kept))
         for name, network in _generators(networks):
-            if "likelihood" not in member and name == "likelihood":
-                network.load_state_dict(networks["generator"].state_dict())
             network.prior.copy_(prior[name])
             network.seen.fill_(True)  # what is new here may be said, once it is learned
         memory.known |= before.known
@@ -421,9 +419,7 @@ class Molecules(Task):
             return {"withheld": "this model was not trained on activities"}
         if gate is not None and not gate["passes"]:
             return {"withheld": "this model's attributions do not hang on what it learned"}
-        of = record.get("of") or names[0]
-        if of not in names:
-            raise UserError(f"of is one of {', '.join(names)}; got {of!r}")
+        of = record["of"] or names[0]
         molecule = record["molecule"]
         shares = self._attributed(model, molecule)[:, names.index(of)]
         most = max(float(np.abs(shares).max()), 1e-9)

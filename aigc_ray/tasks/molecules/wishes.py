@@ -114,19 +114,19 @@ def wanted(request: Mapping[str, Any], activities: Sequence[str]) -> Wanted:
         must_have=_patterns(request, "must_have"),
         must_not_have=_patterns(request, "must_not_have"),
         filters=_filters(request.get("filters", ("pains", "brenk"))),
-        novel=_flag(request, "novel", True),
+        novel=flag(request, "novel", True),
         similar_to=None if similar is None else _molecule(similar, "similar_to"),
         similarity=_span(request.get("similarity", (0.4, 1.0)), "similarity", 0.0, 1.0),
-        diverse=_flag(request, "diverse", False),
+        diverse=flag(request, "diverse", False),
         optimise=None if optimise is None else str(optimise),
         score=score,
         rounds=whole(request, "rounds", 5, 1, 50),
         temperature=_number(request, "temperature", 1.0, 0.1, 3.0),
         guidance=_number(request, "guidance", 0.0, 0.0, 5.0),
-        critic=_flag(request, "critic", True),
-        evidence=_flag(request, "evidence", True),
-        svg=_flag(request, "svg", False),
-        molblock=_flag(request, "molblock", False),
+        critic=flag(request, "critic", True),
+        evidence=flag(request, "evidence", True),
+        svg=flag(request, "svg", False),
+        molblock=flag(request, "molblock", False),
     )
 
 
@@ -228,7 +228,8 @@ def _number(request: Mapping[str, Any], key: str, default: float, low: float, hi
     return value
 
 
-def _flag(request: Mapping[str, Any], key: str, default: bool) -> bool:
+def flag(request: Mapping[str, Any], key: str, default: bool) -> bool:
+    """A yes or no of a request."""
     value = request.get(key, default)
     words = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
     found = words.get(value.lower(), value) if isinstance(value, str) else value
