@@ -57,7 +57,7 @@ def render(
     parts += [f"<p class='note'>{escape(limit)}.</p>" for limit in info.get("limits", [])]
     parts += ["<h2>Metrics</h2>", metrics_table(info.get("metrics", {}), info.get("intervals", {}))]
     if info.get("intervals"):
-        parts.append("<p>In brackets: 95 % intervals, patients drawn again.</p>")
+        parts.append("<p>In brackets: 95 % intervals, patients or rows drawn again.</p>")
     for split, opinions in info.get("opinions", {}).items():
         parts.append(f"<h2>What the adversarial part adds, {escape(split)}</h2>")
         names = whose(info)
@@ -69,12 +69,13 @@ def render(
         if info.get(key):
             parts.append(f"<h2>{heading}</h2>{facts_table(info[key])}")
     if training:
+        kept = training.get("kept") or f"step {training['chosen_at_step']}"
         parts.append(
             f"<p>{training['steps']} steps of {training['batch_size']} rows on "
             f"{training['workers']} workers in {training['seconds']:.0f} s "
             f"({escape(training['machine'])}); {training['rows_per_second']:.0f} rows/s; "
-            f"the recogniser is that of step {training['chosen_at_step']}, "
-            f"chosen by validation {escape(objective)}.</p>"
+            f"kept by validation {escape(objective)}: "
+            f"{escape(kept)}.</p>"
         )
     parts.append(table)
     for caption, picture in [*curves(history, objective), *pictures]:

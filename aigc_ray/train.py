@@ -296,6 +296,10 @@ def finish(
             "rows_per_second": round(last["rows_per_second"], 1),
             "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
             "chosen_at_step": extra["best"]["step"],
+            "kept": ", ".join(
+                f"{network} of step {moment['step']}"
+                for network, moment in extra.get("moments", {}).items()
+            ),
             **(search or {}),
         },
         "data": _data(job),

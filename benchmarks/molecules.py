@@ -28,7 +28,7 @@ from scipy.stats import spearmanr
 from aigc_ray import catalogue, noise, registry, tables
 from aigc_ray.model import Model
 from aigc_ray.task import Networks
-from aigc_ray.tasks.molecules import chemistry, data, design, metrics, wishes
+from aigc_ray.tasks.molecules import chemistry, data, metrics, speaker, wishes
 from benchmarks import chemnet, record
 
 COMMAND = "python -m benchmarks.molecules FOLDER MODEL --chemnet FILE"
@@ -115,20 +115,20 @@ def with_generator(networks: Networks, name: str) -> Networks:
 
 def raw(networks: Networks, length: int, told: bool) -> tuple[list[str], float]:
     """Canonical SMILES of so many raw samples as are molecules, and the share that is."""
-    speaker = design.Speaker(networks, length)
+    voice = speaker.Speaker(networks, length)
     wanted = wishes.wanted({"n": 1, "seed": SEED, "critic": False}, ())
     texts: list[str] = []
     for start in range(0, SAMPLES, 1000):
         numbers = np.arange(start, start + 1000)
-        wish = speaker.wishes(wanted, numbers)
+        wish = voice.wishes(wanted, numbers)
         if told:
-            codes = speaker.codes(wanted, numbers, wish, None)
+            codes = voice.codes(wanted, numbers, wish, None)
         else:  # of no property
-            hear = speaker.generator.hear(
+            hear = voice.generator.hear(
                 wish, torch.zeros_like(wish, dtype=torch.bool), torch.zeros(len(wish))
             )
             keys = noise.keys(SEED, torch.from_numpy(numbers))
-            codes = speaker.generator.say(hear, noise.uniform(keys, "codes", (length,)))
+            codes = voice.generator.say(hear, noise.uniform(keys, "codes", (length,)))
         with chemistry.quiet():
             found = [chemistry.parsed(text) for text in data.smiles_of(codes)]
         texts += [chemistry.smiles(one) for one in found if one is not None]
@@ -137,10 +137,10 @@ def raw(networks: Networks, length: int, told: bool) -> tuple[list[str], float]:
 
 def passed(networks: Networks, length: int) -> list[str]:
     """As many that the critic lets pass, doubles left out, as in serving."""
-    speaker = design.Speaker(networks, length)
+    voice = speaker.Speaker(networks, length)
     wanted = wishes.wanted({"n": 1, "seed": SEED}, ())
-    plan = design.plain(speaker, wanted)
-    every = design.candidates(speaker, wanted, plan, 20 * SAMPLES, Counter())
+    plan = speaker.plain(voice, wanted)
+    every = speaker.candidates(voice, wanted, plan, 20 * SAMPLES, Counter())
     return [one.smiles for one in islice(every, SAMPLES)]
 
 
@@ -172,10 +172,10 @@ def moses(model: Model, folder: Path, weights: Path, say: Callable[[str], None])
 def wished(model: Model, say: Callable[[str], None]) -> dict[str, Any]:
     """How well what was wished for is obtained, of samples that nothing was chosen among."""
     networks, length = model.members[0], model.task.schema[data.CODES].shape[0]
-    speaker = design.Speaker(networks, length)
+    voice = speaker.Speaker(networks, length)
     found: dict[str, Any] = {}
     for place, name in ((0, "logp"), (1, "qed"), (3, "mw")):
-        column = speaker.prior[:, place]
+        column = voice.prior[:, place]
         targets, obtained = [], []
         for number, aim in enumerate(np.quantile(column, np.linspace(0.02, 0.98, 40))):
             asked: dict[str, Any] = {
@@ -185,8 +185,8 @@ def wished(model: Model, say: Callable[[str], None]) -> dict[str, Any]:
                 "critic": False,
             }
             wanted = wishes.wanted(asked, ())
-            plan = design.plain(speaker, wanted)
-            for one in design.candidates(speaker, wanted, plan, 32, Counter()):
+            plan = speaker.plain(voice, wanted)
+            for one in speaker.candidates(voice, wanted, plan, 32, Counter()):
                 targets.append(float(aim))
                 obtained.append(chemistry.property_of(one.molecule, name))
         error = np.abs(np.array(targets) - np.array(obtained))
@@ -227,10 +227,10 @@ def speed(model: Model, say: Callable[[str], None]) -> dict[str, Any]:
         rates = []
         for seed in range(3):
             wanted = wishes.wanted({"n": 1, "seed": seed, "critic": critic}, ())
-            speaker = design.Speaker(networks, length)
-            plan = design.plain(speaker, wanted)
+            voice = speaker.Speaker(networks, length)
+            plan = speaker.plain(voice, wanted)
             began = time.perf_counter()
-            every = design.candidates(speaker, wanted, plan, 10**6, Counter())
+            every = speaker.candidates(voice, wanted, plan, 10**6, Counter())
             count = sum(1 for _ in islice(every, 10_000))
             rates.append(count / (time.perf_counter() - began))
         found[name] = record.mean(rates)

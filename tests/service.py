@@ -5,6 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,12 +17,14 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
+import uvicorn
 from PIL import Image
 
 from aigc_ray import config, model, registry
 from aigc_ray.judgement import Judgement
 from aigc_ray.schema import Field, Schema
 from aigc_ray.serve import ingress
+from aigc_ray.serve.deployment import TaskServer
 from aigc_ray.tasks.diagnosis.task import Diagnosis
 
 CLASSES = ("normal", "pneumonia")
@@ -115,3 +122,23 @@ def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert document["status"] == status and document["title"] and document["type"]
     assert "Traceback" not in answer.text
     return dict(document)
+
+
+@contextmanager
+def listening(task: str) -> Iterator[str]:
+    """The address of a promoted model's whole service, without Ray."""
+    server = TaskServer(f"{task}@production")
+    services = {task: ingress.Service(task, server)}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        settings = uvicorn.Config(
+            ingress.application(services), log_level="warning", lifespan="off"
+        )
+        running = uvicorn.Server(settings)
+        thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
+        thread.start()
+        while not running.started:
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        running.should_exit = True
+        thread.join(10)
+        server.close()

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 import pytest
 
-from aigc_ray import manifest, registry, storage
+from aigc_ray import manifest, registry, report, storage
 from aigc_ray.card import card
 from aigc_ray.errors import UserError
 from tests.s3 import place
@@ -430,6 +430,8 @@ def test_what_comes_with_the_package_is_a_model_and_can_be_promoted(home):
     }
     assert sizes["weights.safetensors"] < 5_000_000
     assert "not a medical device" in registry.show("molecules@pretrained")["card"]
+    page = report.render(registry.show("molecules@pretrained")["model"], [], [], "nats")
+    assert b"kept by validation nats: step 9765" in page
     state = registry.promote("molecules@pretrained")
     assert state["version"] == 1
     assert registry.resolve("molecules@production").version == 1

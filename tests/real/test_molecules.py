@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 import aigc_ray
 from aigc_ray import catalogue, noise, tables
 from aigc_ray.task import stack
-from aigc_ray.tasks.molecules import chemistry, design, metrics, wishes
+from aigc_ray.tasks.molecules import chemistry, metrics, speaker, wishes
 
 pytestmark = pytest.mark.real
 COUNT = 1000
@@ -66,13 +66,13 @@ def test_samples_are_molecules_like_the_real_ones(model, real):
 
 
 def test_what_is_wished_for_is_said_before_anything_is_chosen(model):
-    speaker = design.Speaker(model.members[0], model.task.length)
+    voice = speaker.Speaker(model.members[0], model.task.length)
     wished, obtained = [], []
     for seed, aim in enumerate(np.linspace(0.5, 4.5, 12)):
         asked = {"seed": seed, "logp": float(aim), "critic": False}
         wanted = wishes.wanted(asked, ())
-        plan = design.plain(speaker, wanted)
-        for one in design.candidates(speaker, wanted, plan, 32, Counter()):
+        plan = speaker.plain(voice, wanted)
+        for one in speaker.candidates(voice, wanted, plan, 32, Counter()):
             wished.append(aim)
             obtained.append(chemistry.property_of(one.molecule, "logp"))
     assert len(obtained) > 250

@@ -19,7 +19,7 @@ from aigc_ray.ingest import ingest
 from aigc_ray.model import Model
 from aigc_ray.schema import Schema
 from aigc_ray.task import Shortfall
-from aigc_ray.tasks.molecules import alphabet, chemistry, design, growing, metrics, wishes
+from aigc_ray.tasks.molecules import alphabet, chemistry, design, growing, metrics, speaker, wishes
 from aigc_ray.tasks.molecules.chemistry import PROPERTIES
 from aigc_ray.tasks.molecules.networks import Generator
 from aigc_ray.tasks.molecules.task import Molecules
@@ -223,11 +223,11 @@ def test_targets_are_told_and_kept(trained):
         assert item["properties"]["rings"] == 0
         assert item["targets"]["rings"] == {"wished": 0.0, "obtained": 0.0}
     # What the generator is told moves what it says, before anything is left out.
-    speaker = design.Speaker(trained[0].members[0], 80)
+    voice = speaker.Speaker(trained[0].members[0], 80)
     weights = []
     for low, high in ((80, 100), (150, 170)):
         wanted = wishes.wanted(FREE | {"n": 1, "mw": [low, high], "critic": False}, ())
-        said = design.candidates(speaker, wanted, design.plain(speaker, wanted), 200, Counter())
+        said = speaker.candidates(voice, wanted, speaker.plain(voice, wanted), 200, Counter())
         weights.append(np.mean([chemistry.weight(one.molecule) for one in said]))
     assert weights[1] > weights[0] + 30
 
@@ -334,7 +334,7 @@ def test_what_contradicts_itself_ends_with_its_reasons_counted(trained):
     counts = [int(word) for word in short.reason.split() if word.isdecimal()]
     assert counts[0] == sum(counts[1:])
     least = design.TRIES + 2 * design.EACH
-    assert least <= counts[0] <= design.TIMES * least
+    assert least <= counts[0] <= speaker.TIMES * least
 
 
 @pytest.mark.parametrize(

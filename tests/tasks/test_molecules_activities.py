@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +19,8 @@ from aigc_ray.tasks.molecules.networks import Recogniser
 from aigc_ray.tasks.molecules.task import Molecules
 from aigc_ray.train import configure, train
 from tests import molecule_files
+from tests.browser import CHROMIUM, Browser
+from tests.service import listening, problem
 
 SETTINGS = {
     "num_workers": 0, "batch_size": 32, "steps": 250, "adversarial_steps": 8, "width": 96,
@@ -155,3 +161,41 @@ def test_a_model_of_other_activities_is_trained_on(home, model, tmp_path):
     assert known  # what the first was trained on, the second knows too
     before = model.members[0]["memory"].known
     assert bool(((tuned.members[0]["memory"].known & before) == before).all())
+
+
+def test_a_wrong_activity_over_http_is_told_and_a_right_one_explained(home, model):
+    import httpx
+
+    registry.promote("molecules:1")
+    with listening("molecules") as url:
+        ask = partial(httpx.post, f"{url}/v1/molecules/predict", timeout=60)
+        wrong = {"items": [{"smiles": "CCN", "of": "colour"}], "explain": True}
+        refused = problem(ask(json=wrong), 422)
+        assert refused["field"] == "of"
+        right = {"items": [{"smiles": "CCN", "of": "carbons"}], "explain": True}
+        (item,) = ask(json=right).json()["items"]
+        assert item["explanation"]["of"] == "carbons"
+        assert len(item["explanation"]["atoms"]) == 3
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_the_page_shows_activities_and_their_atoms(home, model, tmp_path):
+    pictures = Path(os.environ.get("AIGC_SCREENSHOTS") or tmp_path)
+    registry.promote("molecules:1")
+    browser = Browser()
+    try:
+        with listening("molecules") as url:
+            browser.go(url)
+            browser.wait("!document.querySelector('#molecule-card').hidden")
+            assert browser.run("!!document.querySelector('[data-target=carbons]')")
+            browser.run("document.querySelector('#atoms').checked = true; 0")
+            browser.type("#smiles", "CCCCN")
+            browser.press("Enter", 13)
+            browser.wait("document.querySelectorAll('#molecule-facts img').length === 2")
+            told = browser.text("#molecule-facts")
+            assert "±" in told
+            assert "Blue atoms raise nitrogen" in told
+            browser.picture(pictures / "activities.png")
+            assert browser.errors == []
+    finally:
+        browser.close()

@@ -5,14 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
-import socket
-import threading
 import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-import uvicorn
 from rdkit import Chem
 
 from aigc_ray import cli, registry
@@ -20,14 +17,12 @@ from aigc_ray.errors import UserError
 from aigc_ray.generate import generate
 from aigc_ray.ingest import ingest
 from aigc_ray.predict import predict
-from aigc_ray.serve import ingress
-from aigc_ray.serve.deployment import TaskServer
 from aigc_ray.tasks.molecules import chemistry
 from aigc_ray.tasks.molecules.task import Molecules
 from aigc_ray.train import train
 from tests import molecule_files
 from tests.browser import CHROMIUM, Browser
-from tests.service import problem
+from tests.service import listening, problem
 
 SETTINGS = {
     "num_workers": 0, "batch_size": 32, "steps": 400, "adversarial_steps": 20, "width": 96,
@@ -51,21 +46,8 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(home):
-    server = TaskServer("molecules@production")
-    services = {"molecules": ingress.Service("molecules", server)}
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        settings = uvicorn.Config(
-            ingress.application(services), log_level="warning", lifespan="off"
-        )
-        running = uvicorn.Server(settings)
-        thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
-        thread.start()
-        while not running.started:
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        running.should_exit = True
-        thread.join(10)
-        server.close()
+    with listening("molecules") as address:
+        yield address
 
 
 def asked(url: str, path: str, **more):

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import uvicorn
 
 from aigc_ray import registry
 from aigc_ray.generate import generate
 from aigc_ray.ingest import ingest
 from aigc_ray.predict import predict
-from aigc_ray.serve import ingress
-from aigc_ray.serve.deployment import TaskServer
 from aigc_ray.tasks.prognosis.task import Prognosis
 from aigc_ray.train import train
 from tests import cohort
 from tests.browser import CHROMIUM, Browser
-from tests.service import problem
+from tests.service import listening, problem
 from tests.tasks.test_prognosis import DECLARED
 
 SETTINGS = {
@@ -49,21 +43,8 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def url(home):
-    server = TaskServer("prognosis@production")
-    services = {"prognosis": ingress.Service("prognosis", server)}
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        settings = uvicorn.Config(
-            ingress.application(services), log_level="warning", lifespan="off"
-        )
-        running = uvicorn.Server(settings)
-        thread = threading.Thread(target=running.run, args=([listener],), daemon=True)
-        thread.start()
-        while not running.started:
-            time.sleep(0.05)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        running.should_exit = True
-        thread.join(10)
-        server.close()
+    with listening("prognosis") as address:
+        yield address
 
 
 def asked(url: str, path: str, **more):

@@ -2,8 +2,8 @@
 be trained further on any others.
 
 A code stands for a token (an atom, a bond, a bracket, the digit of a ring) or for a piece, several
-tokens that often follow each other: a drug-like molecule has 37 tokens but 14 codes, and a
-generator that says a code at a time is trained and sampled in less than half the time. Pieces were
+tokens that often follow each other: a drug-like molecule has about a third as many codes as tokens,
+and a generator says a code at a time. Pieces were
 learned from the training split of MOSES (benchmarks/molecule_pieces.py, by byte-pair merges after
 Sennrich et al. 2016). From the left the longest piece is taken.
 """

@@ -147,7 +147,7 @@ def property_of(molecule: Chem.Mol, name: str) -> float:
 
 
 def _qed(molecule: Chem.Mol, logp: float) -> float:
-    """`QED.qed` in a quarter of its time: logP is known, and one call looks for all its alerts."""
+    """`QED.qed` in half its time: logP is known, and one call looks for all its alerts."""
     strict = rdMolDescriptors.NumRotatableBondsOptions.Strict
     parts = QED.QEDproperties(
         MW=rdMolDescriptors._CalcMolWt(molecule),
@@ -317,11 +317,12 @@ def _catalog(name: str) -> FilterCatalog.FilterCatalog:
 
 
 def svg(molecule: Chem.Mol, size: int = 240, marked: Mapping[int, float] | None = None) -> str:
-    """A drawing; atoms that are `marked`, from -1 to 1, in red or blue."""
+    """A drawing; atoms that are `marked`, from -1 to 1, in red or blue, pale enough to be read."""
     drawer = rdMolDraw2D.MolDraw2DSVG(size, size)
     colours = {
-        atom: (1.0, 1 - abs(v), 1 - abs(v)) if v < 0 else (1 - v, 1 - v, 1.0)
+        atom: (1.0, 1 - pale, 1 - pale) if v < 0 else (1 - pale, 1 - pale, 1.0)
         for atom, v in (marked or {}).items()
+        for pale in [0.6 * abs(v)]
     }
     rdMolDraw2D.PrepareAndDrawMolecule(
         drawer, molecule, highlightAtoms=list(colours), highlightAtomColors=colours

@@ -101,8 +101,8 @@ class Generator(nn.Module):
         return -loss.new_zeros(len(codes)).index_add(0, row, loss)
 
     def _unrolled(self, codes: Tensor, lengths: Tensor, heard: Tensor) -> Tensor:
-        """(sum of lengths, width): the states before each code. On a CPU twice as fast as the
-        fused kernel, which multiplies one-hot rows."""
+        """(sum of lengths, width): the states before each code, as `_fused` has them, without its
+        products with one-hot rows."""
         state, gates = self.begin(heard)
         counts = (lengths[None] > torch.arange(codes.shape[1])[:, None]).sum(1).tolist()
         before = torch.zeros(len(codes), dtype=torch.int64)

@@ -19,7 +19,7 @@ KEYS = (
     "novel", "similar_to", "similarity", "diverse", "optimise", "score", "rounds", "temperature",
     "guidance", "critic", "evidence", "svg", "molblock",
 )  # fmt: skip
-# How far from a wished value a property may be: about a third of its spread among drug-like
+# How far from a wished value a property may be: about half of its spread among drug-like
 # molecules, and nothing for what is counted.
 TOLERANCE = {"logp": 0.5, "qed": 0.05, "sa": 0.3, "mw": 15.0, "tpsa": 8.0}
 COUNTED = ("hbd", "hba", "rings")
