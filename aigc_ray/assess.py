@@ -49,6 +49,9 @@ def judge(
     """
     field = model.task.schema.judged
     if field is None:
+        for member in model.members:
+            settled = model.task.settle(member, split(job, model.task, "val"))
+            model.info["calibration"] = model.info["calibration"] or settled
         return
     model.judgement = None
     outliers, model.outliers = model.outliers, None

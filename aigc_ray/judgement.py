@@ -17,7 +17,6 @@ from aigc_ray import calibration, decisions, intervals, recognition
 from aigc_ray.errors import UserError
 
 HARM = 0.002  # of AUC that the critic's part may cost at most, at the interval's lower end
-SIGNIFICANT = 10.83  # of a chi-squared with one degree of freedom, exceeded in .1 % by chance
 UNUSUAL = 0.99  # share of held-back rows that are answered as far as their looks go
 
 
@@ -152,7 +151,7 @@ def fit(
             gains = [_added(one, label, half) for one in (opinions, there)]
             share = 0.5 if helps(*gains) else 0.0
     mixed, seen = (_mixed(one["recogniser"], one.get("critic"), share) for one in (opinions, there))
-    temperature = _temperature(seen, label, several)
+    temperature = calibration.cautious_temperature(seen, label)
     sure = calibration.apply(mixed, temperature, several)
     rest = ~half
     sets = calibration.conformal(sure[rest], label[rest], policy.alpha)
@@ -178,17 +177,6 @@ def fit(
         },
         on=on,
     )
-
-
-def _temperature(probability: np.ndarray, label: np.ndarray, several: bool) -> float:
-    """The likeliest temperature; but to sound surer than the networks do must be beyond doubt, by a
-    likelihood ratio that is significant at .1 % (Wilks 1938): too much confidence does harm."""
-    found = calibration.temperature(probability, label)
-    if found >= 1:
-        return found
-    surer = calibration.apply(probability, found, several)
-    gain = calibration.nll(probability, label) - calibration.nll(surer, label)
-    return found if 2 * len(label) * gain > SIGNIFICANT else 1.0
 
 
 def _added(

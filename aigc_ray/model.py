@@ -67,7 +67,7 @@ class Model:
             networks.load_state_dict(own | memory)
             members.append(networks)
         judgement, outliers = None, None
-        if info.get("calibration"):
+        if info.get("calibration") and task.schema.judged is not None:
             judgement = Judgement.from_json(info["calibration"])
         if (folder / REFERENCE).exists():
             outliers = Outliers.load(load_file(str(folder / REFERENCE)))

@@ -8,7 +8,7 @@ the server know a task only through this file.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Self
@@ -99,6 +99,7 @@ class Optimizer(NamedTuple):
     betas: tuple[float, float] = (0.0, 0.9)
     weight_decay: float = 0.0
     final: float = 0.25
+    warm_up: int = 0  # steps in which the rate rises
     # Where a true gradient is zero, Adam makes steps of the rounding error in it, which differs
     # with the number of workers. An epsilon well above that error keeps them together.
     epsilon: float = 1e-7
@@ -224,6 +225,11 @@ class Task(ABC):
         """What a sweep searches where it is not told: setting -> ("log" or "linear", low, high) or
         ("choice", value, ...)."""
         return {}
+
+    def settle(self, networks: Networks, held_back: Iterable[Batch]) -> dict[str, Any] | None:
+        """Fit to held-back rows what turns a trained network's opinions into answers, where the
+        task has no category or labels to judge; tells what was fitted, for the model's card."""
+        return None
 
     def perturb(self, batch: Batch) -> Batch:
         """The rows as another place might have recorded them, where that can be said; by its

@@ -300,6 +300,7 @@ def finish(
                 f"{network} of step {moment['step']}"
                 for network, moment in extra.get("moments", {}).items()
             ),
+            **({"began_with": _began_with(training.init)} if training.init else {}),
             **(search or {}),
         },
         "data": _data(job),
@@ -336,6 +337,14 @@ def finish(
             manifest.seal(folder)  # a MODEL all the same, by its address
             storage.upload(folder, storage.join(uri, "model"), last=manifest.NAME)
     return summary
+
+
+def _began_with(start: str) -> str:
+    """The model that a training started from, with what had been spent on that one."""
+    known = storage.read_json(str(registry.fetch(start) / "model.json"))["training"]
+    before = f", which began with {known['began_with']}" if "began_with" in known else ""
+    spent = f"{known['steps']} steps of {known['batch_size']} rows in {known['seconds']:.0f} s"
+    return f"{start} ({spent}){before}"
 
 
 def _learned(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,19 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.stats import spearmanr
 
-from aigc_ray import catalogue, noise, registry, tables
+from aigc_ray import catalogue, cluster, registry, tables
+from aigc_ray.ingest import ingest
 from aigc_ray.model import Model
 from aigc_ray.task import Networks
 from aigc_ray.tasks.molecules import chemistry, data, metrics, speaker, wishes
+from aigc_ray.tasks.molecules.task import Molecules
 from benchmarks import chemnet, record
 
 COMMAND = "python -m benchmarks.molecules FOLDER MODEL --chemnet FILE"
 SAMPLES = 30_000  # the Fréchet distance hangs on their number
 SEED = 1
-PARTS = ("moses", "wishes", "speed")
+PARTS = ("moses", "wishes", "speed", "ingestion")
+INGESTED, PAIRS = 30_000, 3
 # Molecular Sets, README of the benchmark: raw validity, as the rest of 30,000 samples.
 PUBLISHED = {
     "latentgan": {
@@ -113,22 +116,14 @@ def with_generator(networks: Networks, name: str) -> Networks:
     return Networks({**networks, "generator": networks[name]})
 
 
-def raw(networks: Networks, length: int, told: bool) -> tuple[list[str], float]:
+def raw(networks: Networks, length: int) -> tuple[list[str], float]:
     """Canonical SMILES of so many raw samples as are molecules, and the share that is."""
     voice = speaker.Speaker(networks, length)
     wanted = wishes.wanted({"n": 1, "seed": SEED, "critic": False}, ())
     texts: list[str] = []
     for start in range(0, SAMPLES, 1000):
         numbers = np.arange(start, start + 1000)
-        wish = voice.wishes(wanted, numbers)
-        if told:
-            codes = voice.codes(wanted, numbers, wish, None)
-        else:  # of no property
-            hear = voice.generator.hear(
-                wish, torch.zeros_like(wish, dtype=torch.bool), torch.zeros(len(wish))
-            )
-            keys = noise.keys(SEED, torch.from_numpy(numbers))
-            codes = voice.generator.say(hear, noise.uniform(keys, "codes", (length,)))
+        codes = voice.codes(wanted, numbers, voice.wishes(wanted, numbers), None)
         with chemistry.quiet():
             found = [chemistry.parsed(text) for text in data.smiles_of(codes)]
         texts += [chemistry.smiles(one) for one in found if one is not None]
@@ -149,15 +144,11 @@ def moses(model: Model, folder: Path, weights: Path, say: Callable[[str], None])
     reference = Reference(folder, network)
     networks, length = model.members[0], model.task.schema[data.CODES].shape[0]
     rows: dict[str, Any] = dict(PUBLISHED)
-    arms: dict[str, tuple[Networks, bool]] = {
-        "aigc_raw": (networks, True),
-        "aigc_untold": (networks, False),
-    }
+    arms = {"aigc_raw": networks}
     if "likelihood" in networks:
-        alone = with_generator(networks, "likelihood")
-        arms["aigc_without_adversary"] = alone, True
-    for name, (which, told) in arms.items():
-        rows[name] = measured(*raw(which, length, told), reference, network)
+        arms["aigc_without_adversary"] = with_generator(networks, "likelihood")
+    for name, which in arms.items():
+        rows[name] = measured(*raw(which, length), reference, network)
         say(f"{name}: {rows[name]}")
     if "critic" in networks:
         share = rows["aigc_raw"]["valid_raw"]
@@ -242,7 +233,52 @@ def speed(model: Model, say: Callable[[str], None]) -> dict[str, Any]:
         firsts.append(time.perf_counter() - began)
     found["first_item_seconds"] = record.mean(firsts)
     say(f"first: {found['first_item_seconds']}")
+    held: dict[int, float] = {}
+    for count in (2_000, 20_000):  # the smaller one pays for what is held once
+        with record.PeakMemory() as memory:
+            for _ in model.task.generate(model, {"n": count // 2, "filters": [], "seed": 1}):
+                pass
+            for _ in model.task.generate(model, {"n": count // 2, "filters": [], "seed": 2}):
+                pass
+        held[count] = memory.bytes / 2**20
+    found["peak_mib"] = {str(count): round(mib, 1) for count, mib in held.items()}
+    say(f"memory: {found['peak_mib']}")
     return found
+
+
+# --- ingestion ----------------------------------------------------------------------------------
+
+
+def ingestion(folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """Molecules a second from SMILES to a data set, beside the same function in one process, which
+    reads and describes them and throws the result away; in turns, within a Ray that runs."""
+    lines = []
+    for row in islice(tables.read(f"{catalogue.fetch('moses')}/train.csv.gz"), INGESTED):
+        if row:
+            lines.append(row["SMILES"])
+    source = folder / "some.smi"
+    source.write_text("\n".join(lines))
+    few = folder / "few.smi"
+    few.write_text("\n".join(lines[:500]))
+    found: dict[str, Any] = {"molecules": len(lines), "busy_before": round(record.busy(), 3)}
+    plains, ours, ratios = [], [], []
+    with cluster.session(), tempfile.TemporaryDirectory() as temporary:
+        ingest(Molecules(), str(few), f"{temporary}/warm")
+        for pair in range(PAIRS):
+            began = time.perf_counter()
+            task, pieces = Molecules().survey(str(source))
+            count = sum(1 for piece in pieces for _ in task.read(piece))
+            plains.append(count / (time.perf_counter() - began))
+            began = time.perf_counter()
+            ingest(Molecules(), str(source), f"{temporary}/{pair}")
+            ours.append(count / (time.perf_counter() - began))
+            ratios.append(ours[-1] / plains[-1])
+            say(f"ingestion: {ours[-1]:.0f}/s, plain {plains[-1]:.0f}/s")
+    return found | {
+        "molecules_per_second": record.mean(ours),
+        "plain_molecules_per_second": record.mean(plains),
+        "ratio": record.mean(ratios),
+    }
 
 
 def main() -> None:
@@ -266,6 +302,8 @@ def main() -> None:
         kept["speed"] = speed(model, print)
         kept["molecules_per_second"] = kept["speed"]["without_critic"]["mean"]
     kept["training"] = model.info.get("training", {})
+    if "ingestion" in options.parts:
+        kept["ingestion"] = ingestion(options.folder, print)
     record.save("molecules", kept, seeds=[SEED], command=COMMAND)
 
 

@@ -14,12 +14,16 @@ from pathlib import Path
 
 import torch
 
-from aigc_ray import catalogue, manifest, registry, storage
+from aigc_ray import catalogue, config, manifest, registry, storage
 from aigc_ray import model as models
 from aigc_ray.card import card
+from aigc_ray.tasks import task_class
 
 REFERENCES = 4000  # molecules whose fingerprints are kept
 LEFT_OUT = ("likelihood",)
+RECIPE = (
+    "steps", "adversarial_steps", "generator_rate", "adversarial_rate", "hidden", "push",
+)  # fmt: skip
 LIMIT = 5_000_000  # bytes of weights
 
 
@@ -36,7 +40,12 @@ def export(name: str, folder: Path) -> None:
             tensor = tensor[:REFERENCES]
         tensors[key] = tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor
     info = {key: value for key, value in opened.info.items() if key != "run"}
+    # Who trains it further does so by the usual recipe, not by the last part of this one.
+    usual = config.settings(task_class(info["task"])())
+    used = {key: info["configuration"][key] for key in RECIPE}
+    info["configuration"] |= {key: usual[key] for key in RECIPE}
     info["configuration"] |= {"beside": False, "references": REFERENCES}
+    info["training"] |= {"settings": ", ".join(f"{key}={value}" for key, value in used.items())}
     known = catalogue.entry("moses")
     info["data"] = info["data"] | {
         "uri": "the catalogue's moses", "name": f"moses; {known['citation']}",

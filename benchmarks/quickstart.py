@@ -31,6 +31,7 @@ def main() -> None:
             name: found["prognosis"]["metrics"]["test"][name]
             for name in ("harrell_c", "ibs", "d_calibration_p")
         },
+        "molecules": {"nats": found["molecules"]["metrics"]["test"]["nats"]},
         "synthetic": found["synthetic"],
         "training": found["training"],
     }

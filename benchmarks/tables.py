@@ -62,6 +62,8 @@ def quickstart() -> str:
         rows.append((f"test {name}", f"{value:.3f}"))
     for name, value in metrics.get("prognosis", {}).items():
         rows.append((f"prognosis, test {name}", f"{value:.3f}"))
+    for name, value in metrics.get("molecules", {}).items():
+        rows.append((f"molecules, test {name}", f"{value:.2f}"))
     return _rows("quickstart, one seed | ", rows) + _when("quickstart")
 
 

@@ -40,6 +40,26 @@ def test_continuous_samples_reach_their_condition():
     assert torch.all((logits > 0) == (real.value["side"] > 0))
 
 
+def test_a_rate_may_rise_before_it_falls():
+    class Warm(Ring):
+        def stages(self):
+            (stage,) = super().stages()
+            slow = [
+                player._replace(optimizer=player.optimizer._replace(warm_up=4))
+                for player in stage.players
+            ]
+            return (stage._replace(players=tuple(slow)),)
+
+    pairs = []
+    for steps in range(8):
+        warm, plain = (run(task(steps=20), steps) for task in (Warm, Ring))
+        rates = [
+            next(iter(one._optimizers.values())).param_groups[0]["lr"] for one in (warm, plain)
+        ]
+        pairs.append(rates[0] / rates[1])
+    assert pairs == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1])
+
+
 def test_a_player_may_join_late_as_a_copy_of_another():
     class Twofold(Ring):
         def networks(self):

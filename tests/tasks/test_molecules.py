@@ -100,15 +100,22 @@ def test_in_bfloat16_it_says_nearly_the_same():
 def test_likelihood_is_the_product_of_what_is_said_at_each_code():
     torch.manual_seed(0)
     generator = Generator(2, 16).requires_grad_(False)
-    codes = torch.tensor([[3, 7, 0, 0], [5, 0, 0, 0], [1, 2, 3, 4]])
-    heard = generator.hear(torch.zeros(3, 2), torch.zeros(3, 2, dtype=torch.bool), torch.zeros(3))
+    opened = alphabet.encode("C(N1")  # a branch and a ring that are never closed
+    codes = torch.tensor([[3, 7, 0, 0], [5, 0, 0, 0], [1, 2, 3, 4], [*opened, 0]])
+    depth, rings = [0, 1, 1, 1], [0, 0, 0, 2]  # open before each code of the last row
+    heard = generator.hear(torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.bool), torch.zeros(4))
     found = generator.log_likelihood(codes, heard)
-    for row in range(3):
+    for row in range(4):
         state, gates = generator.begin(heard[row : row + 1])
         before, total = torch.tensor([0]), 0.0
-        for code in [*codes[row].tolist(), 0]:
+        for place, code in enumerate([*codes[row].tolist(), 0]):
             state = generator.step(state, gates, before, generator.weights())
-            total += float(torch.log_softmax(generator.head(state), 1)[0, code])
+            here = (depth[place], rings[place]) if row == 3 else (0, 0)
+            cannot = generator.cannot(*(torch.tensor([number]) for number in here))[0]
+            assert bool(cannot[0]) == (here != (0, 0))
+            cannot[code] = False  # what was said could be said
+            logits = generator.head(state)[0].masked_fill(cannot, -torch.inf)
+            total += float(torch.log_softmax(logits, 0)[code])
             before = torch.tensor([code])
             if code == 0:
                 break
@@ -129,6 +136,33 @@ def test_samples_follow_the_likelihood():
     for row, times in drawn.most_common(4):
         chance = float(generator.log_likelihood(torch.tensor([row]), heard[:1]).exp())
         assert times / count == pytest.approx(chance, abs=4 * (chance / count) ** 0.5)
+
+
+def test_branches_and_rings_are_closed_before_the_end():
+    change, closes, rings = alphabet.effects()
+    code = {name: number for number, name in enumerate(alphabet.NAMES)}
+    assert (change[code["C("]], closes[code["C("]], rings[code["C("]]) == (1, 0, 0)
+    assert (change[code["(C)"]], closes[code["(C)"]]) == (0, 0)
+    assert (change[code["C)"]], closes[code["C)"]], rings[code["2)"]]) == (-1, 1, 4)
+    assert rings[code["c1ccccc1"]] == 0 and rings[code["%10"]] == 1 << 10
+    torch.manual_seed(3)
+    generator = Generator(2, 8).requires_grad_(False)  # that knows no better
+    generator.head.bias[0] = 3.0
+    count = 2000
+    heard = generator.hear(
+        torch.zeros(count, 2), torch.zeros(count, 2, dtype=torch.bool), torch.zeros(count)
+    )
+    said = generator.say(heard, noise.uniform(noise.keys(4, torch.arange(count)), "x", (60,)))
+    ended = said[(said == 0).any(1)]
+    assert len(ended) > 200
+    for row in ended.tolist():
+        depth, open_rings = 0, set()
+        for token in alphabet.tokens(alphabet.decode(row)):
+            depth += (token == "(") - (token == ")")
+            assert depth >= 0
+            if token.lstrip("%").isdigit():
+                open_rings ^= {token.lstrip("%")}
+        assert depth == 0 and not open_rings
 
 
 def test_a_prompt_is_said_first_and_guidance_moves_away_from_what_is_not_told():
@@ -199,7 +233,7 @@ def test_novel_ones_are_in_no_training_set_and_each_tells_its_nearest(trained):
             chemistry.fingerprint(one), chemistry.fingerprint(other)[None]
         )[0]
         assert near["similarity"] == pytest.approx(alike, abs=1e-4)
-    told = [item for item in asked(trained, n=60) if item["smiles"] in known]
+    told = [item for item in asked(trained, n=400) if item["smiles"] in known]
     assert told
     assert all(item["in_training"] for item in told)
 
@@ -230,6 +264,16 @@ def test_targets_are_told_and_kept(trained):
         said = speaker.candidates(voice, wanted, speaker.plain(voice, wanted), 200, Counter())
         weights.append(np.mean([chemistry.weight(one.molecule) for one in said]))
     assert weights[1] > weights[0] + 30
+
+
+def test_nothing_is_told_where_nothing_is_asked(trained):
+    voice = speaker.Speaker(trained[0].members[0], trained[0].task.length)
+    free, bound = (wishes.wanted(FREE | more, ()) for more in ({}, {"logp": [1, 2]}))
+    assert voice.wishes(free, np.arange(9)).isnan().all()
+    told = voice.wishes(bound, np.arange(9))
+    assert told.isfinite().all()
+    logp = told[:, PROPERTIES.index("logp")]
+    assert ((logp >= 1) & (logp <= 2)).all()
 
 
 def test_patterns_are_had_and_not_had(trained):

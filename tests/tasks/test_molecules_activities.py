@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 
-from aigc_ray import registry
+from aigc_ray import assess, registry
+from aigc_ray.card import card
 from aigc_ray.errors import UserError
 from aigc_ray.ingest import ingest
 from aigc_ray.model import Model
-from aigc_ray.tasks.molecules import chemistry, metrics
+from aigc_ray.tasks.molecules import alphabet, chemistry, metrics
 from aigc_ray.tasks.molecules.networks import Recogniser
 from aigc_ray.tasks.molecules.task import Molecules
-from aigc_ray.train import configure, train
+from aigc_ray.train import configure, job_of, train
 from tests import molecule_files
 from tests.browser import CHROMIUM, Browser
 from tests.service import listening, problem
@@ -62,6 +63,36 @@ def test_answers_hold_activities_with_their_spread(model):
     assert abs(first["activities"]["carbons"]["value"] - 6) < 2.5
     for answer in (first, second):
         assert all(one["spread"] > 0 for one in answer["activities"].values())
+
+
+def test_numbers_come_with_a_range_and_strange_molecules_with_a_warning(model):
+    learned = alphabet.decode(model.members[0]["memory"].codes[0].tolist())
+    usual, strange = model.predict([{"smiles": learned}, {"smiles": "OP(=O)(O)OP(=O)(O)O"}])
+    carbons = usual["activities"]["carbons"]
+    assert carbons["low"] < carbons["value"] < carbons["high"]
+    assert "low" not in usual["activities"]["nitrogen"]
+    assert usual["in_domain"] and usual["similarity"] == 1 and "warnings" not in usual
+    assert not strange["in_domain"] and strange["similarity"] < 0.3
+    assert "may be far off" in strange["warnings"][0]
+    test = model.info["metrics"]["test"]
+    assert 0.75 < test["covered_carbons"] <= 1
+    assert "similarity to a training molecule" in card(model.info)
+    made = model.generate(n=20, filters=[], novel=False)
+    reach = float(model.members[0]["recogniser"].reach)
+    assert all(one["in_domain"] == (one["nearest"]["similarity"] >= reach) for one in made)
+
+
+def test_a_temperature_cools_what_was_too_sure(home, model):
+    """Fitted anew after it was made to doubt nitrogen, and to be sure of that."""
+    other = Model.open(registry.fetch("molecules:1"))
+    told = other.members[0]["recogniser"]
+    told.weights[-1].mul_(4)
+    told.biases[-1][:, :, 0] -= 8
+    training, facts = configure("molecules", str(home / "data"), SETTINGS)
+    job = job_of(training, facts, str(home / "data"), str(home / "run"))
+    assess.judge(other, job, training.policy)
+    assert told.temperature[0] > 2
+    assert told.margin[0] == 0 < told.margin[1]
 
 
 def test_voices_differ_more_where_nothing_was_learned(model):
@@ -127,16 +158,30 @@ def test_figures_of_activities_by_hand():
     ]
     value = {"a": np.array([1.0, 0.0, 1.0]), "b": np.array([1.0, 3.0, 0.0])}
     known = {"a": np.array([True, True, True]), "b": np.array([True, True, False])}
-    said = np.array([[0.9, 2.0], [0.2, 2.0], [0.1, 9.0]])
+    said = {
+        "activity": np.array([[0.9, 2.0], [0.2, 2.0], [0.1, 9.0]]),
+        "margin": np.array([[0.0, 1.5]] * 3),
+    }
     found = metrics.activities(said, value, known, fields)
+    assert found["covered_b"] == 1.0
     assert found["auc_a"] == 0.5
     assert found["brier_a"] == pytest.approx((0.01 + 0.04 + 0.81) / 3)
     assert found["rmse_b"] == 1.0
     assert found["error_b"] == pytest.approx(1.0)  # it always tells the mean
     assert found["error"] == pytest.approx((found["error_a"] + 1.0) / 2)
-    nothing = metrics.activities(said[:0], {k: v[:0] for k, v in value.items()},
-                                 {k: v[:0] for k, v in known.items()}, fields)  # fmt: skip
-    assert np.isnan(nothing["error"])
+    none = [{name: rows[:0] for name, rows in part.items()} for part in (said, value, known)]
+    assert np.isnan(metrics.activities(*none, fields)["error"])
+
+
+def test_nine_of_ten_new_numbers_lie_within_the_margin():
+    chance = np.random.default_rng(0)
+    inside = []
+    for _ in range(300):
+        error = np.abs(chance.normal(size=40))
+        inside.append(error[-1] <= metrics.missed_by(error[:-1], 0.1))
+    assert np.mean(inside) == pytest.approx(0.9, abs=0.05)
+    assert metrics.missed_by(np.ones(8), 0.1) == 0.0  # too few to say
+    assert metrics.missed_by(np.arange(9.0), 0.1) == 8.0
 
 
 def test_a_model_of_other_activities_is_trained_on(home, model, tmp_path):
@@ -155,6 +200,7 @@ def test_a_model_of_other_activities_is_trained_on(home, model, tmp_path):
     summary = train("molecules", where, SETTINGS | changes)
     assert summary["metrics"]["test"]["rmse"] < 0.7
     tuned = Model.open(registry.fetch(summary["model"]))
+    assert tuned.info["training"]["began_with"].startswith("molecules:1 (")
     one, other = (each.members[0]["generator"].head.weight for each in (model, tuned))
     torch.testing.assert_close(one, other)
     known = next(iter(model.generate(n=1, filters=[], novel=False)))["smiles"]

@@ -63,7 +63,7 @@ at("molecule").addEventListener("submit", async (event) => {
 function describe(item, model) {
   const figure = element("figure", undefined, { class: "structure" });
   figure.append(depiction(item.svg, item.smiles), element("figcaption", item.smiles));
-  const parts = [figure, facts(item)];
+  const parts = [figure, ...(item.warnings ?? []).map((text) => element("p", `Beware: ${text}.`)), facts(item)];
   if (item.explanation?.withheld) parts.push(element("p", `No account of it: ${item.explanation.withheld}.`));
   if (item.explanation?.svg) {
     const marked = element("figure", undefined, { class: "structure" });
@@ -81,7 +81,8 @@ function facts(item) {
   const list = element("dl", undefined, { class: "facts" });
   const say = (name, value) => list.append(element("dt", name), element("dd", value));
   for (const [name, said] of Object.entries(item.activities ?? {})) {
-    say(name, `${plainly(said.value)} ± ${plainly(said.spread)}`);
+    const range = said.low === undefined ? "" : `, nine times of ten within ${plainly(said.low)} to ${plainly(said.high)}`;
+    say(name, `${plainly(said.value)} ± ${plainly(said.spread)}${range}`);
   }
   for (const [name, value] of Object.entries(item.properties)) {
     const wish = item.targets?.[name]?.wished;
@@ -91,6 +92,7 @@ function facts(item) {
   say("alerts", item.alerts.map((alert) => `${alert.name} (${alert.filter})`).join(", ") || "none");
   if (item.nearest) say("nearest in training", `${item.nearest.smiles ?? "kept to itself"}, similarity ${plainly(item.nearest.similarity)}`);
   if (item.in_training !== undefined) say("in training", item.in_training ? "yes" : "no");
+  if (item.in_domain === false) say("activities", "may be far off: it is unlike what they were learned from");
   if (item.critic !== undefined) say("looks real to the critic", percent(item.critic));
   return list;
 }

@@ -65,6 +65,24 @@ def decode(codes: Iterable[int]) -> str:
     return "".join(found)
 
 
+def effects() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What each code does to what is open: by how many branches more there are, how many it closes
+    of those before it, and which rings it opens or closes, a bit each; (SIZE,) int64."""
+    change, closes, rings = np.zeros((3, SIZE), np.int64)
+    for code, name in enumerate(NAMES):
+        depth = 0
+        for token in tokens(name):
+            if token == "(":
+                depth += 1
+            elif token == ")":
+                depth -= 1
+                closes[code] = max(closes[code], -depth)
+            elif token.lstrip("%").isdigit():
+                rings[code] ^= 1 << int(token.lstrip("%"))
+        change[code] = depth
+    return change, closes, rings
+
+
 def rows(smiles: Iterable[list[int]], length: int) -> np.ndarray:
     """(N, length) uint8: codes side by side, padded with `END`."""
     listed = list(smiles)

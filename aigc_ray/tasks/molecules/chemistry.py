@@ -230,6 +230,7 @@ def occluded(molecule: Chem.Mol) -> list[Chem.Mol]:
 
 def similarity(one: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(N,) Tanimoto's coefficients of a fingerprint (F,) and others (N, F)."""
+    one, others = one.view(np.uint64), others.view(np.uint64)  # eight bytes at a time
     both = np.bitwise_count(one & others).sum(1, dtype=np.int64)
     either = np.bitwise_count(one | others).sum(1, dtype=np.int64)
     return both / np.maximum(either, 1)

@@ -16,7 +16,7 @@ from aigc_ray.errors import UserError
 from aigc_ray.task import Item, Networks, Shortfall
 from aigc_ray.tasks.molecules import alphabet, chemistry
 from aigc_ray.tasks.molecules.chemistry import PROPERTIES
-from aigc_ray.tasks.molecules.networks import Memory
+from aigc_ray.tasks.molecules.networks import Memory, Recogniser
 from aigc_ray.tasks.molecules.speaker import (
     TIMES,
     Candidate,
@@ -47,11 +47,18 @@ class Judge:
 
     Args:
         memory: of the training molecules.
-        answers: of the recogniser, where there is one.
+        answers, reach: of the recogniser, where there is one: activities, and how similar to a
+            training molecule one is for which they can be told.
     """
 
-    def __init__(self, wanted: Wanted, memory: Memory, answers: Answers | None) -> None:
-        self.wanted, self.said = wanted, answers
+    def __init__(
+        self,
+        wanted: Wanted,
+        memory: Memory,
+        answers: Answers | None = None,
+        reach: float | None = None,
+    ) -> None:
+        self.wanted, self.said, self.reach = wanted, answers, reach
         self.known = Bloom(memory.known.numpy(force=True))
         there = (memory.fingerprints > 0).any(1)
         self.fingerprints = memory.fingerprints[there].numpy(force=True)
@@ -128,8 +135,10 @@ class Judge:
                 },
                 "alerts": chemistry.alerts(molecule),
                 "in_training": bool(self.known.holds([candidate.smiles])[0]),
-                "nearest": self._nearest(molecule),
+                "nearest": (nearest := self._nearest(molecule)),
             }
+            if self.reach is not None and nearest is not None:
+                item["in_domain"] = nearest["similarity"] >= self.reach
             if candidate.logit is not None:
                 item["critic"] = round(1 / (1 + float(np.exp(-candidate.logit))), 4)
             if self.said is not None:
@@ -157,7 +166,10 @@ def generate(
     speaker = Speaker(networks, length)
     memory = networks["memory"]
     assert isinstance(memory, Memory)
-    judge = Judge(wanted, memory, answers)
+    recogniser = networks["recogniser"] if "recogniser" in networks else None  # noqa: SIM401
+    assert recogniser is None or isinstance(recogniser, Recogniser)
+    reach = None if recogniser is None else float(recogniser.reach)
+    judge = Judge(wanted, memory, answers, reach)
     failed: Counter[str] = Counter()
     found = 0
     for candidate in _chosen(speaker, wanted, judge, failed):

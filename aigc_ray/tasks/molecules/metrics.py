@@ -168,21 +168,36 @@ def frechet(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndar
 # --- activities -------------------------------------------------------------------------------
 
 
+def _share(flags: np.ndarray) -> float:
+    return float(flags.mean()) if len(flags) else float("nan")
+
+
+def missed_by(error: np.ndarray, alpha: float) -> float:
+    """What errors stay below in 1 − alpha of the cases, for a new row too (split conformal
+    prediction); 0 if there are too few of them to say."""
+    place = int(np.ceil((1 - alpha) * (len(error) + 1)))
+    return float(np.sort(error)[place - 1]) if 1 <= place <= len(error) else 0.0
+
+
 def activities(
-    said: np.ndarray,
+    prediction: Mapping[str, np.ndarray],
     value: Mapping[str, np.ndarray],
     known: Mapping[str, np.ndarray],
     fields: Sequence[Field],
 ) -> dict[str, float]:
-    """Figures of what is told (N, T) of each field, where it is known, and their means.
+    """Figures of `activity` and `margin` (N, T) of each field, where it is known, and their means.
 
-    `error` is cross-entropy of what is yes or no, and of numbers the square of what is missed in
-    their spread: 1 for one who always tells the mean.
+    `covered` is the share of numbers within the margin. `error` is cross-entropy of what is yes or
+    no, and of numbers the square of what is missed in their spread: 1 for one who always tells the
+    mean.
     """
     found: dict[str, float] = {}
     for place, field in enumerate(fields):
         there = known[field.name]
-        true, told = value[field.name][there], said[there, place].astype(float)
+        true = value[field.name][there]
+        told, margin = (
+            prediction[name][there, place].astype(float) for name in ("activity", "margin")
+        )
         if field.kind == "yes_no":
             both = np.stack([1 - told, told], 1)
             one = {
@@ -200,9 +215,10 @@ def activities(
                 "rmse": float(np.sqrt(missed)),
                 "mae": float(np.abs(told - true).mean()) if len(true) else np.nan,
                 "error": float(missed / max(spread, 1e-12)),
+                "covered": _share(np.abs(told - true) <= margin) if margin.any() else np.nan,
             }
         found |= {f"{name}_{field.name}": figure for name, figure in one.items()}
-    for name in ("error", "auc", "brier", "ece", "rmse", "mae"):
+    for name in ("error", "auc", "brier", "ece", "rmse", "mae", "covered"):
         figures = [v for k, v in found.items() if k.startswith(f"{name}_") and np.isfinite(v)]
         if any(k.startswith(f"{name}_") for k in found):
             found[name] = float(np.mean(figures)) if figures else float("nan")

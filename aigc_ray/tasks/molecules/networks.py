@@ -33,6 +33,9 @@ class Generator(nn.Module):
     scale: Tensor
     prior: Tensor
     seen: Tensor
+    change: Tensor
+    closes: Tensor
+    rings: Tensor
 
     def __init__(self, properties: int, width: int, *, bf16: bool = False) -> None:
         super().__init__()
@@ -51,6 +54,8 @@ class Generator(nn.Module):
         self.register_buffer("scale", torch.ones(properties))
         self.register_buffer("prior", torch.zeros(PRIOR, properties))
         self.register_buffer("seen", torch.ones(alphabet.SIZE, dtype=torch.bool))
+        for name, effect in zip(("change", "closes", "rings"), alphabet.effects(), strict=True):
+            self.register_buffer(name, torch.from_numpy(effect), persistent=False)
 
     def hear(self, number: Tensor, told: Tensor, rooted: Tensor) -> Tensor:
         """(B, CONDITION) of wished properties (B, P), those that are told, and whether the SMILES
@@ -81,8 +86,16 @@ class Generator(nn.Module):
         new = torch.tanh(said[:, two:] + reset * kept[:, two:])
         return torch.lerp(new, state, update)
 
+    def cannot(self, depth: Tensor, rings: Tensor) -> Tensor:
+        """(B, SIZE) codes that cannot follow where so many branches and these rings (B,) are open:
+        no branch is closed that is not open, and a molecule ends when all is closed (a grammar's
+        mask, after Kusner et al. 2017)."""
+        found = self.closes > depth[:, None]
+        found[:, alphabet.END] = (depth > 0) | (rings > 0)
+        return found
+
     def log_likelihood(self, codes: Tensor, heard: Tensor) -> Tensor:
-        """(B,) of codes (B, L), each up to its first end."""
+        """(B,) of codes (B, L), each up to its first end, among those that can follow."""
         lengths = (codes > 0).sum(1) + 1
         order = lengths.argsort(descending=True, stable=True)
         sorted_lengths = lengths[order]
@@ -95,8 +108,15 @@ class Generator(nn.Module):
         # States and codes that are said from them, a code's rows after another's.
         there = torch.arange(most, device=codes.device)[:, None] < sorted_lengths[None]  # (T, B)
         said, row = sorted_codes.t()[there], order.expand(most, -1)[there]
+        depth = F.pad(self.change[sorted_codes].cumsum(1), (1, 0))[:, :-1]
+        rings = torch.zeros_like(sorted_codes)
+        for place in range(1, most):
+            rings[:, place] = rings[:, place - 1] ^ self.rings[sorted_codes[:, place - 1]]
         with low_precision(self.bf16, states.device):
             logits = self.head(states)
+        cannot = self.cannot(depth.t()[there], rings.t()[there])
+        cannot.scatter_(1, said[:, None], False)  # a sample too long to be ended ends in the midst
+        logits = logits.masked_fill(cannot, -torch.inf)
         loss = F.cross_entropy(logits.float(), said, reduction="none")
         return -loss.new_zeros(len(codes)).index_add(0, row, loss)
 
@@ -157,6 +177,7 @@ class Generator(nn.Module):
         codes = torch.zeros(count, length, dtype=torch.int64, device=random.device)
         active = torch.arange(count, device=random.device)  # rows that go on
         before, weights = codes[:, 0], self.weights()
+        depth, rings = torch.zeros(2, count, dtype=torch.int64, device=random.device)  # open
         for place in range(length):
             twice = len(state) // len(active)
             state = self.step(state, gates, before.repeat(twice), weights)
@@ -164,6 +185,7 @@ class Generator(nn.Module):
             if twice == 2:
                 near, far = logits.chunk(2)
                 logits = near + guidance * (near - far).nan_to_num(0.0)
+            logits = logits.masked_fill(self.cannot(depth, rings), -torch.inf)
             chance = torch.softmax(logits / temperature, 1).cumsum(1)
             code = (chance <= random[active, place : place + 1] * chance[:, -1:]).sum(1)
             if prompt is not None and place < prompt.shape[1]:
@@ -176,6 +198,9 @@ class Generator(nn.Module):
             if not on.all():
                 active, code, both = active[on], code[on], on.repeat(twice)
                 state, gates = state[both], gates[both]
+                depth, rings = depth[on], rings[on]
+            depth = depth + self.change[code]
+            rings = rings ^ self.rings[code]
             before = code
         return codes
 
@@ -274,6 +299,9 @@ class Recogniser(nn.Module):
     heard: Tensor
     target_mean: Tensor
     target_scale: Tensor
+    temperature: Tensor
+    margin: Tensor
+    reach: Tensor
 
     def __init__(self, activities: int, width: int, voices: int, dropout: float) -> None:
         super().__init__()
@@ -288,6 +316,11 @@ class Recogniser(nn.Module):
         self.register_buffer("heard", torch.ones(COUNTS))
         self.register_buffer("target_mean", torch.zeros(activities))
         self.register_buffer("target_scale", torch.ones(activities))
+        # Fitted to held-back molecules: of what is yes or no; how far numbers are missed; and the
+        # similarity to a training molecule below which one is unlike those learned from.
+        self.register_buffer("temperature", torch.ones(activities))
+        self.register_buffer("margin", torch.zeros(activities))
+        self.register_buffer("reach", torch.zeros(()))
 
     def forward(self, environments: Tensor, descriptors: Tensor) -> Tensor:
         """(B, voices, activities) of counts (B, COUNTS) and numbers (B, DESCRIPTORS), standard."""

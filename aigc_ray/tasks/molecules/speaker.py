@@ -67,7 +67,8 @@ class Speaker:
         self.scale = generator.scale.numpy(force=True)
 
     def wishes(self, wanted: Wanted, numbers: np.ndarray) -> Tensor:
-        """(B, P) properties that samples are told, likely ones that fit the targets."""
+        """(B, P) properties that samples are told, likely ones that fit the targets; NaN where
+        nothing is told of them."""
         keys = noise.keys(wanted.seed, torch.from_numpy(numbers))
         chance = noise.uniform(keys, "wish", (1,))[:, 0].numpy()
         parts = wanted.fragments or ([wanted.scaffold] if wanted.scaffold else [])
@@ -85,10 +86,10 @@ class Speaker:
             bounds[place] = low, high
             column = self.prior[:, place]
             distance += np.square((column - np.clip(column, low, high)) / self.scale[place])
-        near = np.arange(len(distance))
-        if bounds:
-            near = np.argpartition(distance, NEAR)[:NEAR]
-            near = near[np.argsort(distance[near], kind="stable")]
+        if not bounds:
+            return torch.full((len(numbers), len(PROPERTIES)), torch.nan)
+        near = np.argpartition(distance, NEAR)[:NEAR]
+        near = near[np.argsort(distance[near], kind="stable")]
         rows = self.prior[near[(chance * len(near)).astype(int)]].copy()
         for place, (low, high) in bounds.items():
             rows[:, place] = np.clip(rows[:, place], low, high)
@@ -100,7 +101,7 @@ class Speaker:
     ) -> Tensor:
         """(B, L) codes of samples."""
         keys = noise.keys(wanted.seed, torch.from_numpy(numbers))
-        told = torch.ones_like(wish, dtype=torch.bool)
+        told = wish.isfinite()
         rooted = torch.full((len(wish),), float(prompts is not None))
         begun = None
         if prompts is not None:
@@ -108,7 +109,8 @@ class Speaker:
                 alphabet.rows([alphabet.encode(text) for text in prompts], self.length)
             ).long()
             begun = begun[:, : int((begun > 0).sum(1).max())]
-        unheard = self.generator.hear(wish, ~told, rooted) if wanted.guidance else None
+        nothing = torch.zeros_like(told)
+        unheard = self.generator.hear(wish, nothing, rooted) if wanted.guidance else None
         return self.generator.say(
             self.generator.hear(wish, told, rooted),
             noise.uniform(keys, "codes", (self.length,)),
@@ -143,9 +145,9 @@ class Speaker:
         """(B,) logits of the critic."""
         assert self.critic is not None
         seen = self.critic.read(data.codes_of(smiles, self.length))
-        standard = (wish - self.generator.mean) / self.generator.scale
-        told = torch.ones_like(wish, dtype=torch.bool)
-        return self.critic.judge(seen, standard.clamp(-5, 5), told)
+        told = wish.isfinite()
+        standard = ((wish - self.generator.mean) / self.generator.scale).clamp(-5, 5)
+        return self.critic.judge(seen, torch.where(told, standard, 0.0), told)
 
 
 def candidates(
@@ -161,8 +163,9 @@ def candidates(
     Args:
         most: samples, at most.
         times: that a wish is told until there is a molecule, at most: else those that are hard to
-            say would be rare.
+            say would be rare. Where nothing is told one sample is like another.
     """
+    times = times if wanted.targets else 1
     seen = Bloom(np.zeros(SEEN_BYTES, np.uint8))
     with ThreadPoolExecutor(1, "speaker") as ahead:
         chunks = _chunks(most)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple, Self
@@ -14,7 +14,7 @@ from rdkit import Chem
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from aigc_ray import noise
+from aigc_ray import calibration, noise
 from aigc_ray.blocks import bf16_pays
 from aigc_ray.bloom import Bloom
 from aigc_ray.errors import UserError
@@ -45,7 +45,9 @@ from aigc_ray.tasks.molecules.networks import PRIOR, Critic, Generator, Memory, 
 LOOKED_AT = 50_000  # training rows that scales are taken from, at most
 EXPLAINED, ALIKE = 16, 0.5  # molecules that attributions are tried on, and correlation from which
 # they are those of any network
+MISSED, STRANGE = 0.1, 0.05  # held-back molecules beyond a margin, and out of the domain
 RARE, LEFT_OUT = 3, 0.2  # molecules that have an environment; rows that a voice does not hear
+WARM_UP = 100  # steps, after which the generator learns at its full rate
 ODDS = 8.0  # a sample counts at most so much more, or less, than its fellows
 WISH, TOLD = "wish", "told"  # of a draw: the properties (B, P), and which of them it was told
 
@@ -219,7 +221,9 @@ class Molecules(Task):
                 recogniser.target_scale[place] = known.std().clamp(min=1e-6)
 
     def stages(self) -> tuple[Stage, ...]:
-        learner = Optimizer(self.generator_rate, (0.9, 0.98), weight_decay=0.01, final=0.0)
+        learner = Optimizer(
+            self.generator_rate, (0.9, 0.98), weight_decay=0.01, final=0.0, warm_up=WARM_UP
+        )
         speaks = Player("generator", self._likelihood_loss, learner)
         found = []
         if data.activities(self.schema) and self.recogniser_steps:
@@ -388,6 +392,7 @@ class Molecules(Task):
         found["features"] = data.fingerprints(batch.value[CODES])
         if "recogniser" in networks:
             found |= self._activities(networks, batch)
+            found |= self._reached(networks, found["features"])
         return found
 
     def _activities(self, networks: Networks, batch: Batch) -> dict[str, Tensor]:
@@ -396,13 +401,67 @@ class Molecules(Task):
         recogniser = _recogniser(networks)
         told = recogniser(batch.value[ENVIRONMENTS], batch.value[DESCRIPTORS])
         kinds = [field.kind == "yes_no" for field in data.activities(self.schema)]
+        yes_no = torch.tensor(kinds, device=told.device)
         told = torch.where(
-            torch.tensor(kinds, device=told.device),
-            torch.sigmoid(told),
-            told * recogniser.target_scale + recogniser.target_mean,
+            yes_no, torch.sigmoid(told), told * recogniser.target_scale + recogniser.target_mean
         )
         doubt = told.std(1) if self.voices > 1 else torch.zeros_like(told[:, 0])
-        return {"activity": told.mean(1), "doubt": doubt}
+        mean = told.mean(1)
+        cooled = torch.sigmoid(torch.logit(mean, 1e-6) / recogniser.temperature)
+        return {
+            "activity": torch.where(yes_no, cooled, mean),
+            "doubt": doubt,
+            "margin": recogniser.margin.expand_as(mean),
+        }
+
+    def _reached(self, networks: Networks, bits: Tensor) -> dict[str, Tensor]:
+        """`similarity` (B,) of fingerprints (B, BITS) to the nearest training molecule that is
+        kept, and `reach` (B,), which most held-back molecules come up to."""
+        memory = networks["memory"]
+        assert isinstance(memory, Memory)
+        known = memory.fingerprints.numpy(force=True)
+        rows = np.packbits(bits.numpy(force=True) > 0, axis=1)
+        nearest = [float(chemistry.similarity(row, known).max(initial=0.0)) for row in rows]
+        reach = _recogniser(networks).reach.expand(len(rows))
+        return {"similarity": torch.tensor(nearest), "reach": reach}
+
+    def settle(self, networks: Networks, held_back: Iterable[Batch]) -> dict[str, Any] | None:
+        """Temperatures of what is yes or no (Guo et al. 2017), how far numbers are missed in nine
+        cases of ten (Lei et al. 2018, "Distribution-free predictive inference"), and how like the
+        nearest training molecule nineteen of twenty are."""
+        fields = data.activities(self.schema)
+        if not fields:
+            return None
+        recogniser = _recogniser(networks)
+        recogniser.temperature.fill_(1.0)
+        said, alike, batches = [], [], [*held_back]
+        for batch in batches:
+            found = self.recognise(networks, batch)
+            said.append(found["activity"])
+            alike.append(found["similarity"])
+        told = torch.cat(said).numpy()
+        fitted: dict[str, Any] = {}
+        for place, field in enumerate(fields):
+            known = torch.cat([batch.known[field.name] for batch in batches]).numpy()
+            true = torch.cat([batch.value[field.name] for batch in batches]).numpy()[known]
+            one = told[known, place].astype(float)
+            if field.kind == "yes_no":
+                both, heat = np.stack([1 - one, one], 1), 1.0
+                if len(np.unique(true)) == 2:
+                    heat = calibration.cautious_temperature(both, true.astype(int))
+                recogniser.temperature[place] = heat
+                fitted[f"temperature of {field.name}"] = round(heat, 3)
+            else:
+                margin = metrics.missed_by(np.abs(one - true), MISSED)
+                recogniser.margin[place] = margin
+                fitted[f"nine of ten held-back molecules' {field.name} is missed by"] = (
+                    f"at most {margin:.3g}" if margin else "an unknown amount: they are too few"
+                )
+        recogniser.reach.fill_(float(np.quantile(torch.cat(alike).numpy(), STRANGE)))
+        fitted["similarity to a training molecule that answers ask for"] = round(
+            float(recogniser.reach), 3
+        )
+        return fitted
 
     def score(self, networks: Networks, batch: Batch, target: Tensor) -> Tensor:
         """The activity of number `target` (B,); of a model without any, the log-likelihood."""
@@ -481,9 +540,28 @@ class Molecules(Task):
         if "activity" not in prediction:
             return {}
         names = [field.name for field in data.activities(self.schema)]
-        pairs = zip(prediction["activity"].tolist(), prediction["doubt"].tolist(), strict=True)
-        told = [{"value": round(v, 4), "spread": round(s, 4)} for v, s in pairs]
-        return {"activities": dict(zip(names, told, strict=True))}
+        told: dict[str, dict[str, float]] = {}
+        for place, name in enumerate(names):
+            value, spread, margin = (
+                float(prediction[key][place]) for key in ("activity", "doubt", "margin")
+            )
+            told[name] = {"value": round(value, 4), "spread": round(spread, 4)}
+            if margin:
+                told[name] |= {"low": round(value - margin, 4), "high": round(value + margin, 4)}
+        if "similarity" not in prediction:
+            return {"activities": told}
+        inside = bool(prediction["similarity"] >= prediction["reach"])
+        found: dict[str, Any] = {
+            "activities": told,
+            "similarity": round(float(prediction["similarity"]), 4),
+            "in_domain": inside,
+        }
+        if not inside:
+            found["warnings"] = [
+                "it is less like the training molecules than nearly all held-back ones; what is "
+                "told of its activities may be far off"
+            ]
+        return found
 
     @torch.inference_mode()
     def _answers(self, model: Model, molecules: Sequence[Chem.Mol]) -> list[dict[str, Any]]:
@@ -491,13 +569,11 @@ class Molecules(Task):
         columns = stack([data.seen(molecule) for molecule in molecules])
         batch = self.encode(columns, torch.zeros(len(molecules), dtype=torch.int64))
         every = [self._activities(member, batch) for member in model.members]
-        activity, doubt = (
-            torch.stack([one[name] for one in every]).mean(0).numpy()
-            for name in ("activity", "doubt")
-        )
+        names = every[0].keys()
+        mean = {name: torch.stack([one[name] for one in every]).mean(0).numpy() for name in names}
         return [
-            self._told({"activity": a, "doubt": d})["activities"]
-            for a, d in zip(activity, doubt, strict=True)
+            self._told({name: rows[place] for name, rows in mean.items()})["activities"]
+            for place in range(len(molecules))
         ]
 
     def generate(self, model: Model, request: Mapping[str, Any]) -> Iterator[Item | Shortfall]:
@@ -516,7 +592,7 @@ class Molecules(Task):
         found = {"nats": float(prediction["nats"].mean())}
         if "activity" in prediction:
             fields = data.activities(self.schema)
-            found |= metrics.activities(prediction["activity"], value, known, fields)
+            found |= metrics.activities(prediction, value, known, fields)
         return found
 
     def compared(self, real: Batch, other: Batch) -> dict[str, float]:
