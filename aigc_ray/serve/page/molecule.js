@@ -92,7 +92,7 @@ function facts(item) {
   say("alerts", item.alerts.map((alert) => `${alert.name} (${alert.filter})`).join(", ") || "none");
   if (item.nearest) say("nearest in training", `${item.nearest.smiles ?? "kept to itself"}, similarity ${plainly(item.nearest.similarity)}`);
   if (item.in_training !== undefined) say("in training", item.in_training ? "yes" : "no");
-  if (item.in_domain === false) say("activities", "may be far off: it is unlike what they were learned from");
+  if (item.in_domain === false && !item.warnings) say("activities", "may be far off: it is unlike what they were learned from");
   if (item.critic !== undefined) say("looks real to the critic", percent(item.critic));
   return list;
 }
