@@ -94,7 +94,8 @@ class Adversary:
         for player in stage.players:
             final = player.optimizer.final
             cosine = final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-            rise = min(1.0, (progress * stage.steps + 1) / (player.optimizer.warm_up + 1))
+            done, rising = (part * stage.steps for part in (progress, player.optimizer.warm_up))
+            rise = min(1.0, (done + 1) / (rising + 1))
             for group in self._optimizers[player.network].param_groups:
                 group["lr"] = player.optimizer.learning_rate * cosine * rise
 

@@ -49,9 +49,12 @@ def judge(
     """
     field = model.task.schema.judged
     if field is None:
-        for member in model.members:
-            settled = model.task.settle(member, split(job, model.task, "val"))
-            model.info["calibration"] = model.info["calibration"] or settled
+        fitted: dict[str, Any] = {}
+        for number, member in enumerate(model.members, 1):
+            settled = model.task.settle(member, split(job, model.task, "val")) or {}
+            whose = f"member {number}: " if len(model.members) > 1 else ""
+            fitted |= {f"{whose}{name}": value for name, value in settled.items()}
+        model.info["calibration"] = fitted or None
         return
     model.judgement = None
     outliers, model.outliers = model.outliers, None

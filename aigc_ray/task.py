@@ -99,7 +99,7 @@ class Optimizer(NamedTuple):
     betas: tuple[float, float] = (0.0, 0.9)
     weight_decay: float = 0.0
     final: float = 0.25
-    warm_up: int = 0  # steps in which the rate rises
+    warm_up: float = 0.0  # share of the stage's steps in which the rate rises
     # Where a true gradient is zero, Adam makes steps of the rounding error in it, which differs
     # with the number of workers. An epsilon well above that error keeps them together.
     epsilon: float = 1e-7

@@ -45,7 +45,7 @@ def test_a_rate_may_rise_before_it_falls():
         def stages(self):
             (stage,) = super().stages()
             slow = [
-                player._replace(optimizer=player.optimizer._replace(warm_up=4))
+                player._replace(optimizer=player.optimizer._replace(warm_up=0.2))
                 for player in stage.players
             ]
             return (stage._replace(players=tuple(slow)),)

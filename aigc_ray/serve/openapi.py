@@ -118,8 +118,10 @@ PREDICT: dict[str, Any] = {
                     "schema": _answer(
                         "one an item: label (null where abstained), probabilities, set, abstained "
                         "and reason, outlier, findings at their operating points, warnings, "
-                        "explanation; of molecules: properties, alerts; of prognosis: curve with "
-                        "its band, median, interval (5 to 95 %), risk, horizons, what_if"
+                        "explanation; of molecules: properties, alerts, nats, activities (value, "
+                        "spread, low and high of numbers), similarity to a training molecule, "
+                        "in_domain; of prognosis: curve with its band, median, interval (5 to "
+                        "95 %), risk, horizons, what_if"
                     )
                 }
             },

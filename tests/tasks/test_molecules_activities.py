@@ -13,6 +13,7 @@ import torch
 from aigc_ray import assess, registry
 from aigc_ray.card import card
 from aigc_ray.errors import UserError
+from aigc_ray.evaluate import evaluate
 from aigc_ray.ingest import ingest
 from aigc_ray.model import Model
 from aigc_ray.tasks.molecules import alphabet, chemistry, metrics
@@ -93,6 +94,33 @@ def test_a_temperature_cools_what_was_too_sure(home, model):
     assess.judge(other, job, training.policy)
     assert told.temperature[0] > 2
     assert told.margin[0] == 0 < told.margin[1]
+
+
+def test_a_recalibration_on_other_molecules_is_told_by_the_new_version(home, model):
+    molecule_files.write(home / "other.csv", 300, seed=9)
+    where = str(home / "other")
+    ingest(Molecules(split="random"), str(home / "other.csv"), where, parallel=0)
+    renewed = evaluate("molecules:1", where, recalibrate=True)["recalibrated"]
+    other = Model.open(registry.fetch(renewed))
+    told, before = (one.members[0]["recogniser"] for one in (other, model))
+    assert not torch.equal(told.margin, before.margin)
+    for name, weight in before.named_parameters():
+        assert torch.equal(weight, dict(told.named_parameters())[name])
+    key = "nine of ten held-back molecules' carbons is missed by"
+    assert other.info["calibration"][key] == f"at most {float(told.margin[1]):.3g}"
+    assert other.info["calibration"] != model.info["calibration"]
+
+
+def test_an_ensembles_members_are_each_settled(home, model):
+    training, facts = configure("molecules", str(home / "data"), SETTINGS)
+    job = job_of(training, facts, str(home / "data"), str(home / "run"))
+    pair = [Model.open(registry.fetch("molecules:1")).members[0] for _ in range(2)]
+    both = Model(model.task, pair, {})
+    pair[1]["recogniser"].biases[-1][:, :, 1] += 1  # it misses by more
+    assess.judge(both, job, training.policy)
+    assert pair[1]["recogniser"].margin[1] > pair[0]["recogniser"].margin[1]
+    names = [name for name in both.info["calibration"] if "carbons" in name]
+    assert [name.split(":")[0] for name in names] == ["member 1", "member 2"]
 
 
 def test_voices_differ_more_where_nothing_was_learned(model):
@@ -239,7 +267,8 @@ def test_the_page_shows_activities_and_their_atoms(home, model, tmp_path):
             browser.press("Enter", 13)
             browser.wait("document.querySelectorAll('#molecule-facts img').length === 2")
             told = browser.text("#molecule-facts")
-            assert "±" in told
+            assert "±" in told and "nine times of ten within" in told
+            assert told.count("may be far off") == 1  # it is unlike the few that were kept
             assert "Blue atoms raise nitrogen" in told
             browser.picture(pictures / "activities.png")
             assert browser.errors == []

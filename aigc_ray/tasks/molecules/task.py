@@ -47,7 +47,7 @@ EXPLAINED, ALIKE = 16, 0.5  # molecules that attributions are tried on, and corr
 # they are those of any network
 MISSED, STRANGE = 0.1, 0.05  # held-back molecules beyond a margin, and out of the domain
 RARE, LEFT_OUT = 3, 0.2  # molecules that have an environment; rows that a voice does not hear
-WARM_UP = 100  # steps, after which the generator learns at its full rate
+WARM_UP = 0.02  # share of a stage, after which the generator learns at its full rate
 ODDS = 8.0  # a sample counts at most so much more, or less, than its fellows
 WISH, TOLD = "wish", "told"  # of a draw: the properties (B, P), and which of them it was told
 
