@@ -266,6 +266,27 @@ def test_targets_are_told_and_kept(trained):
     assert weights[1] > weights[0] + 30
 
 
+def test_alerts_name_atoms_of_the_smiles_that_is_told(trained):
+    """Whichever atom the generator said first."""
+    model, _ = trained
+    judge = design.Judge(wishes.wanted(FREE, ()), model.members[0]["memory"])
+    patterns = [Chem.MolFromSmarts("[N+](=O)[O-]"), Chem.MolFromSmarts("[CX3H1](=O)")]
+    for text in ("O=Cc1cc([N+](=O)[O-])ccc1", "[O-][N+](=O)c1cccc(C=O)c1"):
+        said = chemistry.read(text)
+        one = speaker.Candidate(said, chemistry.smiles(said), 0, None)
+        told = judge.item(one)
+        (answered,) = model.predict([{"smiles": text}])
+        shown = chemistry.read(told["smiles"])
+        places = [set(shown.GetSubstructMatch(pattern)) for pattern in patterns]
+        for alerts in (told["alerts"], answered["alerts"]):
+            marked = [set(alert["atoms"]) for alert in alerts]
+            assert all(any(place & atoms for atoms in marked) for place in places)
+            for alert in alerts:
+                if alert["name"].lower().startswith("nitro"):
+                    assert set(alert["atoms"]) & places[0]
+        assert told["alerts"] == answered["alerts"]
+
+
 def test_nothing_is_told_where_nothing_is_asked(trained):
     voice = speaker.Speaker(trained[0].members[0], trained[0].task.length)
     free, bound = (wishes.wanted(FREE | more, ()) for more in ({}, {"logp": [1, 2]}))

@@ -136,6 +136,10 @@ def test_atoms_speak_for_an_activity(model):
     assert len(found["atoms"]) == 5
     assert int(np.argmax(found["atoms"])) == 4
     assert "<svg" in found["svg"]
+    # Written from its other end, its atoms are numbered as in the answer's SMILES all the same.
+    turned = model.parse({"smiles": "NCCCC"})
+    assert model.answer([turned])[0]["smiles"] == "CCCCN"
+    assert model.explain(turned)["atoms"] == found["atoms"]
     other = model.explain(model.parse({"smiles": "CCCCN", "of": "carbons"}))
     assert other["of"] == "carbons"
     assert np.mean(other["atoms"][:4]) > 0

@@ -158,6 +158,8 @@ def parse(item: Mapping[str, Any], schema: Schema) -> Record:
     names, of = [field.name for field in activities(schema)], item.get("of")
     if of is not None and of not in names:
         raise UserError(f"of is one of the activities {', '.join(names) or '(none)'}; got {of!r}")
+    # Numbers of atoms are those of the SMILES in the answer, whatever the request began with.
+    molecule = chemistry.read(alphabet.decode(record[CODES]))
     return record | {"molecule": molecule, "svg": flag(item, "svg", False), "of": of}
 
 

@@ -118,8 +118,12 @@ class Judge:
 
     def item(self, candidate: Candidate) -> Item:
         """A molecule with its evidence."""
-        wanted, molecule = self.wanted, candidate.molecule
+        wanted = self.wanted
         item: Item = {"seed": wanted.seed, "number": candidate.number, "smiles": candidate.smiles}
+        if not (wanted.evidence or wanted.svg or wanted.molblock):
+            return item
+        # Its atoms are numbered as in the SMILES that the item holds, not as they were said.
+        molecule = chemistry.read(candidate.smiles)
         if wanted.evidence:
             found = chemistry.properties(molecule)
             item |= {
