@@ -22,7 +22,7 @@ from aigc_ray.tasks import task_class
 REFERENCES = 4000  # molecules whose fingerprints are kept
 LEFT_OUT = ("likelihood",)
 RECIPE = (
-    "steps", "adversarial_steps", "generator_rate", "adversarial_rate", "hidden", "push",
+    "steps", "adversarial_steps", "generator_rate", "adversarial_rate", "hidden", "push", "penalty",
 )  # fmt: skip
 LIMIT = 5_000_000  # bytes of weights
 

@@ -18,10 +18,18 @@ from aigc_ray.errors import UserError
 from aigc_ray.ingest import ingest
 from aigc_ray.model import Model
 from aigc_ray.schema import Schema
-from aigc_ray.task import Shortfall
-from aigc_ray.tasks.molecules import alphabet, chemistry, design, growing, metrics, speaker, wishes
+from aigc_ray.task import Shortfall, Step
+from aigc_ray.tasks.molecules import (
+    alphabet,
+    chemistry,
+    design,
+    growing,
+    metrics,
+    speaker,
+    wishes,
+)
 from aigc_ray.tasks.molecules.chemistry import PROPERTIES
-from aigc_ray.tasks.molecules.networks import Generator
+from aigc_ray.tasks.molecules.networks import Critic, Generator
 from aigc_ray.tasks.molecules.task import Molecules
 from tests import molecule_files
 
@@ -192,6 +200,40 @@ def test_what_was_in_no_training_molecule_is_never_said(trained):
     )  # fmt: skip
     said = generator.say(heard, noise.uniform(noise.keys(1, torch.arange(count)), "x", (80,)))
     assert not set(said.unique().tolist()) & set(unseen)
+
+
+def test_a_sample_longer_than_any_training_molecule_is_broken_off(trained):
+    member, known = trained[0].members[0], trained[1]
+    generator = member["generator"]
+    longest = int(generator.longest)
+    assert longest >= max(len(alphabet.encode(text)) for text in known)
+    count = 300
+    unlike = torch.randn(count, 64) * 5
+    random = noise.uniform(noise.keys(1, torch.arange(count)), "x", (80,))
+    lengths = (generator.say(unlike, random) > 0).sum(1)
+    assert lengths.max() == longest < 80
+    prompt = torch.full((count, longest + 3), alphabet.encode("C")[0])  # as a scaffold may be
+    assert ((generator.say(unlike, random, prompt=prompt) > 0).sum(1) >= longest + 3).all()
+
+
+def test_rows_do_not_touch_each_other_in_the_critic():
+    torch.manual_seed(0)
+    critic = Critic(2, 16, 0.1).eval()
+    codes = torch.randint(1, alphabet.SIZE, (6, 24))
+    for row, length in enumerate((24, 3, 0, 11, 1, 23)):
+        codes[row, length:] = alphabet.END
+    together = critic.read(codes)
+    for row in range(6):
+        torch.testing.assert_close(critic.read(codes[row : row + 1])[0], together[row])
+    # What a place is made of is itself and its neighbours, as a padded convolution has them.
+    length = 11
+    place = F.pad(critic.embedding(codes[3, : length + 1]), (0, 0, 1, 1))
+    hidden = critic.first(torch.cat([place[:-2], place[1:-1], place[2:]], 1))
+    for block, far in zip(critic.blocks, (1, 2, 4, 8), strict=True):
+        weight = block.wide.weight.reshape(16, 3, 16).transpose(1, 2)
+        wide = F.conv1d(F.silu(hidden).t()[None], weight, block.wide.bias, 1, far, far)[0].t()
+        hidden = hidden + block.narrow(F.silu(wide))
+    torch.testing.assert_close(together[3], torch.cat([hidden.mean(0), hidden.amax(0)]))
 
 
 # --- a set in fixed memory --------------------------------------------------------------------
@@ -513,9 +555,10 @@ def test_the_copy_without_the_critic_starts_where_the_generator_does(trained):
     assert (one - other).abs().mean() < 0.1 * one.abs().mean()
 
 
-def test_odds_raise_what_looks_real_and_lower_what_is_no_molecule(trained):
+@pytest.mark.parametrize("part", ["push", "penalty"])
+def test_odds_and_penalty_raise_what_looks_real_and_lower_what_is_no_molecule(trained, part):
     model, _ = trained
-    task = model.task
+    task = dataclasses.replace(model.task, **{"push": 0.0, "penalty": 0.0, part: 0.5})
     adversary = Adversary(task, seed=0)
     adversary.networks.load_state_dict(model.members[0].state_dict())
     networks = adversary.networks.requires_grad_(True)
@@ -534,13 +577,11 @@ def test_odds_raise_what_looks_real_and_lower_what_is_no_molecule(trained):
     def mean(value, weight):
         return (value * weight).sum() / weight.sum()
 
-    from aigc_ray.task import Step
-
     turn = Step(mean, 0, 0.5, 0.0, lambda name, value: None)
-    alone = dataclasses.replace(task, push=0.0)
-    with_push = task._adversarial_loss(networks, batch, fake, turn)
+    alone = dataclasses.replace(task, **{part: 0.0})
+    with_it = task._adversarial_loss(networks, batch, fake, turn)
     without = alone._adversarial_loss(networks, batch, fake, turn)
-    (with_push - without).backward()
+    (with_it - without).backward()
     wish = fake.value["wish"], fake.value["told"], torch.zeros(count)
     heard = generator.hear(*wish)
     before = generator.log_likelihood(fake.value["codes"], heard).detach()

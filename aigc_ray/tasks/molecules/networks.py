@@ -14,9 +14,11 @@ from aigc_ray.tasks.molecules.chemistry import BITS, COUNTS, DESCRIPTORS
 
 CONDITION = 64  # width of what the generator hears of wished properties
 EMBEDDING = 128  # of the critic
+DILATIONS = (1, 2, 4, 8)  # of its convolutions, one after the other
 GATE = 0.8  # share of generated molecules that the critic finds less real than those it lets pass
 PATIENCE = 0.02  # with which what it finds of them is averaged over steps
 KNOWN_BYTES = 2 << 20  # that tell whether a molecule was in training: ten bits each of 1.6 million
+UNKNOWN = 1 << 20  # codes of the longest molecule, before there was one
 PRIOR = 8192  # training molecules whose properties are kept, to wish for likely ones
 
 
@@ -33,6 +35,7 @@ class Generator(nn.Module):
     scale: Tensor
     prior: Tensor
     seen: Tensor
+    longest: Tensor
     change: Tensor
     closes: Tensor
     rings: Tensor
@@ -54,6 +57,7 @@ class Generator(nn.Module):
         self.register_buffer("scale", torch.ones(properties))
         self.register_buffer("prior", torch.zeros(PRIOR, properties))
         self.register_buffer("seen", torch.ones(alphabet.SIZE, dtype=torch.bool))
+        self.register_buffer("longest", torch.tensor(UNKNOWN))
         for name, effect in zip(("change", "closes", "rings"), alphabet.effects(), strict=True):
             self.register_buffer(name, torch.from_numpy(effect), persistent=False)
 
@@ -160,7 +164,8 @@ class Generator(nn.Module):
         unheard: Tensor | None = None,
         guidance: float = 0.0,
     ) -> Tensor:
-        """(B, L) codes, 0 from the end on.
+        """(B, L) codes, 0 from the end on. What is longer than any training molecule is broken off:
+        nearly all of it has a ring that it cannot close any more.
 
         Args:
             heard: (B, CONDITION).
@@ -178,7 +183,7 @@ class Generator(nn.Module):
         active = torch.arange(count, device=random.device)  # rows that go on
         before, weights = codes[:, 0], self.weights()
         depth, rings = torch.zeros(2, count, dtype=torch.int64, device=random.device)  # open
-        for place in range(length):
+        for place in range(length if prompt is not None else min(length, int(self.longest))):
             twice = len(state) // len(active)
             state = self.step(state, gates, before.repeat(twice), weights)
             logits = self.logits(state)
@@ -205,6 +210,29 @@ class Generator(nn.Module):
         return codes
 
 
+class Block(nn.Module):
+    """What is added to (N, width): a convolution over a place and two beside it, and a second one
+    over the place alone."""
+
+    def __init__(self, width: int, dropout: float) -> None:
+        super().__init__()
+        self.wide, self.narrow = nn.Linear(3 * width, width), nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden: Tensor, sides: tuple[Tensor, Tensor]) -> Tensor:
+        seen = F.silu(_convolved(self.wide, F.silu(hidden), sides))
+        found: Tensor = self.narrow(self.dropout(seen))
+        return found
+
+
+def _convolved(layer: nn.Linear, hidden: Tensor, sides: tuple[Tensor, Tensor]) -> Tensor:
+    """`layer` of each place (N, C) between those at `sides`, where N stands for none."""
+    left, right = sides
+    ended = F.pad(hidden, (0, 0, 0, 1))
+    found: Tensor = layer(torch.cat([ended[left], hidden, ended[right]], 1))
+    return found
+
+
 class Critic(nn.Module):
     """Dilated convolutions over codes, each row by itself: how real it is under its properties.
 
@@ -221,17 +249,8 @@ class Critic(nn.Module):
         super().__init__()
         self.bf16 = bf16
         self.embedding = nn.Embedding(alphabet.SIZE, EMBEDDING)
-        self.first = nn.Conv1d(EMBEDDING, width, 3, padding=1)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(
-                nn.SiLU(),
-                nn.Conv1d(width, width, 3, padding=dilation, dilation=dilation),
-                nn.SiLU(),
-                nn.Dropout(dropout),
-                nn.Conv1d(width, width, 1),
-            )
-            for dilation in (1, 2, 4, 8)
-        )
+        self.first = nn.Linear(3 * EMBEDDING, width)
+        self.blocks = nn.ModuleList(Block(width, dropout) for _ in DILATIONS)
         self.properties = nn.Linear(2 * width, properties)
         self.wish = nn.Linear(2 * properties, 2 * width)
         self.out = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, 1))
@@ -239,18 +258,27 @@ class Critic(nn.Module):
         self.register_buffer("running_gate", torch.zeros(()))
 
     def read(self, codes: Tensor) -> Tensor:
-        """(B, 2 width) of codes (B, L), each up to its first end."""
-        most = int((codes > 0).sum(1).max()) + 1
-        codes = codes[:, :most]
+        """(B, 2 width) of codes (B, L), each up to its first end.
+
+        Rows are laid one behind the other, without what is behind their ends: a convolution is a
+        product with each place beside its neighbours, and a row of zeros stands beside the last.
+        """
+        codes = codes[:, : int((codes > 0).sum(1).max()) + 1]
         there = F.pad(codes, (1, 0), value=1)[:, :-1] > 0
-        mask = there[:, None].to(self.first.weight.dtype)
+        count = int(there.sum())
+        place = torch.full_like(codes, count)
+        place[there] = torch.arange(count, device=codes.device)
+        sides: dict[int, tuple[Tensor, Tensor]] = {}
+        for far in (1, *DILATIONS):
+            wide = F.pad(place, (far, far), value=count)
+            sides[far] = wide[:, : -2 * far][there], wide[:, 2 * far :][there]
         with low_precision(self.bf16, codes.device):
-            hidden = self.first(self.embedding(codes).transpose(1, 2)) * mask
-            for block in self.blocks:
-                hidden = (hidden + block(hidden)) * mask
-        hidden = hidden.float()
-        mean = hidden.sum(2) / mask.sum(2)
-        return torch.cat([mean, hidden.masked_fill(mask == 0, -1e4).amax(2)], 1)
+            hidden = _convolved(self.first, self.embedding(codes[there]), sides[1])
+            for block, far in zip(self.blocks, DILATIONS, strict=True):
+                hidden = hidden + block(hidden, sides[far])
+        padded = F.pad(hidden.float(), (0, 0, 0, 1), value=-torch.inf)[place]  # (B, L, width)
+        mean = padded.masked_fill(~there[..., None], 0.0).sum(1) / there.sum(1)[:, None]
+        return torch.cat([mean, padded.amax(1)], 1)
 
     def judge(self, seen: Tensor, number: Tensor, told: Tensor) -> Tensor:
         """(B,) logits of what `read` made of molecules, under standardised properties (B, P)."""

@@ -98,6 +98,7 @@ class Molecules(Task):
     recogniser_steps: int = 1500  # before the others, where there are activities
     references: int = 10_000  # training molecules that the model keeps, to show the nearest
     push: float = 0.5  # of the critic's odds, beside the likelihood of real molecules
+    penalty: float = 4.0  # of what is no molecule, beside that its odds are none
 
     def __post_init__(self) -> None:
         for key in ("length", "width", "critic_width", "voices", "recogniser_width"):
@@ -106,7 +107,7 @@ class Molecules(Task):
         for key in ("dropout", "rooted", "hidden", "recogniser_dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"task.{key} is at least 0 and below 1; got {getattr(self, key)}")
-        for key in ("steps", "adversarial_steps", "recogniser_steps", "push"):
+        for key in ("steps", "adversarial_steps", "recogniser_steps", "push", "penalty"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"task.{key} is 0 or more; got {getattr(self, key)}")
 
@@ -160,11 +161,15 @@ class Molecules(Task):
         recogniser, whose activities may be others, is taught anew."""
         memory, before = networks["memory"], member["memory"]
         assert isinstance(memory, Memory) and isinstance(before, Memory)
-        prior = {name: network.prior.clone() for name, network in _generators(networks)}
+        here = {
+            name: (net.prior.clone(), net.longest.clone()) for name, net in _generators(networks)
+        }
         kept = {name: network for name, network in member.items() if name != "recogniser"}
         super().inherit(networks, Networks(kept))
         for name, network in _generators(networks):
-            network.prior.copy_(prior[name])
+            prior, longest = here[name]
+            network.prior.copy_(prior)
+            network.longest.clamp_(min=longest)
             network.seen.fill_(True)  # what is new here may be said, once it is learned
         memory.known |= before.known
 
@@ -173,7 +178,7 @@ class Molecules(Task):
         molecules."""
         taken: list[Tensor] = []
         labelled: list[Batch] = []
-        seen = torch.zeros_like(_generator(networks).seen)
+        seen, longest = torch.zeros_like(_generator(networks).seen), 0
         memory = networks["memory"]
         assert isinstance(memory, Memory)
         known, kept = Bloom(memory.known.numpy(force=True)), 0
@@ -181,6 +186,9 @@ class Molecules(Task):
             codes = batch.value[CODES]
             seen[codes.unique()] = True
             seen[batch.value[ROOTED].unique()] = True
+            longest = max(
+                longest, *(int((batch.value[f] > 0).sum(1).max()) for f in (CODES, ROOTED))
+            )
             known.add(data.smiles_of(codes))
             if kept < self.references:  # rows come in random order
                 part = codes[: self.references - kept]
@@ -202,6 +210,7 @@ class Molecules(Task):
             generator.scale.copy_(scale)
             generator.prior.copy_(prior)
             generator.seen.copy_(seen)
+            generator.longest.fill_(longest)
         if labelled:
             self._scales(_recogniser(networks), labelled)
 
@@ -344,7 +353,8 @@ class Molecules(Task):
         With D/(1 − D), the ratio of real to generated density that the critic's odds estimate, the
         gradient of Σ (ratio − 1) log p over own samples is that of real molecules' likelihood (Che
         et al. 2017, "Maximum-likelihood augmented discrete GANs"). Odds are tempered by a square
-        root and clipped; what is no molecule has none.
+        root and clipped; what is no molecule has none, and a penalty: real ones all are, so what
+        the likelihood is highest for stays the same, and is come to sooner.
         """
         assert fake is not None
         generator = _generator(networks)
@@ -353,9 +363,10 @@ class Molecules(Task):
             odds = torch.exp(0.5 * self._judged(networks, fake))
             odds = odds.clamp(1 / ODDS, ODDS) * fake.known[CODES]
             odds = odds / step.mean(odds, real.weight).clamp(min=1e-6)
+            worth = self.push * (odds - 1) - self.penalty * ~fake.known[CODES]
         heard = generator.hear(*_wish_of(fake), torch.zeros_like(real.weight))
         own = generator.log_likelihood(fake.value[CODES], heard)
-        return -likely - self.push * step.mean((odds - 1) * own, real.weight)
+        return -likely - step.mean(worth * own, real.weight)
 
     @torch.no_grad()
     def draw(self, networks: Networks, condition: Batch) -> Draw:
