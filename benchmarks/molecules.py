@@ -161,14 +161,16 @@ def moses(model: Model, folder: Path, weights: Path, say: Callable[[str], None])
 
 
 def wished(model: Model, say: Callable[[str], None]) -> dict[str, Any]:
-    """How well what was wished for is obtained, of samples that nothing was chosen among."""
+    """How well what was wished for is obtained, of samples that nothing was chosen among, and of
+    molecules as they are answered, from which those too far from the wish are left out."""
     networks, length = model.members[0], model.task.schema[data.CODES].shape[0]
     voice = speaker.Speaker(networks, length)
     found: dict[str, Any] = {}
     for place, name in ((0, "logp"), (1, "qed"), (3, "mw")):
         column = voice.prior[:, place]
         targets, obtained = [], []
-        for number, aim in enumerate(np.quantile(column, np.linspace(0.02, 0.98, 40))):
+        aims = np.quantile(column, np.linspace(0.02, 0.98, 40))
+        for number, aim in enumerate(aims):
             asked: dict[str, Any] = {
                 "n": 1,
                 "seed": SEED + number,
@@ -180,12 +182,15 @@ def wished(model: Model, say: Callable[[str], None]) -> dict[str, Any]:
             for one in speaker.candidates(voice, wanted, plan, 32, Counter()):
                 targets.append(float(aim))
                 obtained.append(chemistry.property_of(one.molecule, name))
-        error = np.abs(np.array(targets) - np.array(obtained))
-        found[name] = {
-            "spearman": round(float(spearmanr(targets, obtained).statistic), 4),
-            "mean_absolute_error": round(float(error.mean()), 4),
-            "n": len(targets),
-        }
+        found[name] = {"samples": _obtained(targets, obtained)}
+        targets, obtained = [], []
+        for number, aim in enumerate(aims):
+            request = {"n": 20, "seed": SEED + number, name: float(aim), "evidence": True}
+            for item in model.generate(**request):
+                if isinstance(item, dict):
+                    targets.append(float(aim))
+                    obtained.append(item["properties"][name])
+        found[name]["answers"] = _obtained(targets, obtained) | {"asked": 20 * len(aims)}
         say(f"{name}: {found[name]}")
     kept = total = 0
     for text in SCAFFOLDS:
@@ -198,6 +203,15 @@ def wished(model: Model, say: Callable[[str], None]) -> dict[str, Any]:
     found["scaffold"] = {"kept": kept / max(1, total), "n": total, "asked": 100 * len(SCAFFOLDS)}
     say(f"scaffold: {found['scaffold']}")
     return found
+
+
+def _obtained(targets: list[float], obtained: list[float]) -> dict[str, float]:
+    error = np.abs(np.array(targets) - np.array(obtained))
+    return {
+        "spearman": round(float(spearmanr(targets, obtained).statistic), 4),
+        "mean_absolute_error": round(float(error.mean()), 4),
+        "n": len(targets),
+    }
 
 
 SCAFFOLDS = (

@@ -193,8 +193,8 @@ GENERATE: dict[str, Any] = {
                         "temperature": {"type": "number", "default": 1},
                         "guidance": {
                             "type": "number",
-                            "default": 0,
-                            "description": "molecules: how far beyond what targets ask for",
+                            "description": "molecules: how far beyond what targets ask for; 0.5 "
+                            "where properties are among them, else 0",
                         },
                         "critic": {
                             "type": "boolean",

@@ -189,6 +189,14 @@ def test_a_prompt_is_said_first_and_guidance_moves_away_from_what_is_not_told():
     assert not torch.equal(plain, generator.say(heard, random, unheard=unheard, guidance=50.0))
 
 
+def test_wishes_for_properties_are_guided_and_those_for_activities_are_not():
+    guided = {"targets": {"logp": 2}}, {"qed": [0.8, 1.0]}, {"mw": 300, "guidance": 0.5}
+    for request in guided:
+        assert wishes.wanted(request, ()).guidance == 0.5
+    for request in {"n": 3}, {"targets": {"potency": 1}}, {"mw": 300, "guidance": 0}:
+        assert wishes.wanted(request, ("potency",)).guidance == 0
+
+
 def test_what_was_in_no_training_molecule_is_never_said(trained):
     generator = trained[0].members[0]["generator"]
     unseen = (~generator.seen).nonzero()[:, 0].tolist()

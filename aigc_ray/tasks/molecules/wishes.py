@@ -23,6 +23,7 @@ KEYS = (
 # molecules, and nothing for what is counted.
 TOLERANCE = {"logp": 0.5, "qed": 0.05, "sa": 0.3, "mw": 15.0, "tpsa": 8.0}
 COUNTED = ("hbd", "hba", "rings")
+GUIDANCE = 0.5  # where a property is wished for: nearer to it, and a tenth fewer are molecules
 
 
 class Range(NamedTuple):
@@ -105,6 +106,7 @@ def wanted(request: Mapping[str, Any], activities: Sequence[str]) -> Wanted:
         raise UserError(f"score is a Python function of a SMILES; got {score!r}")
     if optimise is not None and score is not None:
         raise UserError("optimise and score exclude each other; got both")
+    told = any(name in PROPERTIES for name in targets)  # activities are not told, but predicted
     return Wanted(
         n=n,
         seed=whole(request, "seed", 0, 0, 2**63),
@@ -122,7 +124,7 @@ def wanted(request: Mapping[str, Any], activities: Sequence[str]) -> Wanted:
         score=score,
         rounds=whole(request, "rounds", 5, 1, 50),
         temperature=_number(request, "temperature", 1.0, 0.1, 3.0),
-        guidance=_number(request, "guidance", 0.0, 0.0, 5.0),
+        guidance=_number(request, "guidance", GUIDANCE if told else 0.0, 0.0, 5.0),
         critic=flag(request, "critic", True),
         evidence=flag(request, "evidence", True),
         svg=flag(request, "svg", False),
