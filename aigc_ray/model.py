@@ -51,7 +51,11 @@ class Model:
 
     @classmethod
     def open(cls, folder: Path) -> Model:
-        """Read a model's folder after its hashes are checked."""
+        """Read a model's folder after its hashes are checked.
+
+        Raises:
+            UserError: it is damaged, or was written by a version with other networks.
+        """
         from safetensors.torch import load_file
 
         sealed = manifest.verify(folder)
@@ -64,7 +68,13 @@ class Model:
             networks = task.networks()
             prefix = f"{number}."
             own = {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
-            networks.load_state_dict(own | memory)
+            try:
+                networks.load_state_dict(own | memory)
+            except RuntimeError as fault:
+                raise UserError(
+                    f"{folder / WEIGHTS} does not fit the networks of this version of aigc_ray; "
+                    f"open it with that which wrote it ({info['code_version']}), or train it anew"
+                ) from fault
             members.append(networks)
         judgement, outliers = None, None
         if info.get("calibration") and task.schema.judged is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
+import safetensors.torch
 
 from aigc_ray import manifest, registry, report, storage
 from aigc_ray.card import card
 from aigc_ray.errors import UserError
+from aigc_ray.model import Model
 from tests.s3 import place
 
 __all__ = ["place"]  # a fixture
@@ -420,6 +423,18 @@ def together(calls: list[Callable[[], object]]) -> None:
     for thread in threads:
         thread.join()
     assert errors == []
+
+
+def test_a_model_of_other_networks_says_which_version_wrote_it(home, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(registry.fetch("molecules@pretrained"), folder)
+    weights = safetensors.torch.load_file(folder / "weights.safetensors")
+    del weights["0.generator.head.bias"]
+    safetensors.torch.save_file(weights, folder / "weights.safetensors")
+    (folder / manifest.NAME).unlink()
+    manifest.seal(folder)
+    with pytest.raises(UserError, match=r"weights.safetensors does not fit .* wrote it \(0.1.0\)"):
+        Model.open(folder)
 
 
 def test_what_comes_with_the_package_is_a_model_and_can_be_promoted(home):

@@ -117,7 +117,8 @@ def test_likelihood_is_the_product_of_what_is_said_at_each_code():
         state, gates = generator.begin(heard[row : row + 1])
         before, total = torch.tensor([0]), 0.0
         for place, code in enumerate([*codes[row].tolist(), 0]):
-            state = generator.step(state, gates, before, generator.weights())
+            on_code, *weights = generator.weights()
+            state = generator.step(state, on_code[before] + gates, *weights)
             here = (depth[place], rings[place]) if row == 3 else (0, 0)
             cannot = generator.cannot(*(torch.tensor([number]) for number in here))[0]
             assert bool(cannot[0]) == (here != (0, 0))

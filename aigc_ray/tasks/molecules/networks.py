@@ -76,18 +76,15 @@ class Generator(nn.Module):
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:
         """Those of a step: on a code, on the state, and their bias."""
         on_code, on_state, _, bias = self.gru.all_weights[0]
-        return on_code.t(), on_state.bfloat16() if self.bf16 else on_state, bias
+        low = torch.bfloat16 if self.bf16 else torch.float32
+        return on_code.t().contiguous(), on_state.to(low), bias.to(low)
 
-    def step(
-        self, state: Tensor, gates: Tensor, before: Tensor, weights: tuple[Tensor, Tensor, Tensor]
-    ) -> Tensor:
-        """The state (B, width) after the codes `before` (B,)."""
-        on_code, on_state, bias = weights
-        said = F.embedding(before, on_code) + gates
-        kept = F.linear(state.to(on_state.dtype), on_state).float() + bias
+    def step(self, state: Tensor, said: Tensor, on_state: Tensor, bias: Tensor) -> Tensor:
+        """The state (B, width) after what a code and the wish add to the gates (B, 3 width)."""
+        kept = F.linear(state.to(on_state.dtype), on_state, bias).float()
         two = 2 * self.width
         reset, update = torch.sigmoid(said[:, :two] + kept[:, :two]).chunk(2, 1)
-        new = torch.tanh(said[:, two:] + reset * kept[:, two:])
+        new = torch.tanh(torch.addcmul(said[:, two:], reset, kept[:, two:]))
         return torch.lerp(new, state, update)
 
     def cannot(self, depth: Tensor, rings: Tensor) -> Tensor:
@@ -130,9 +127,10 @@ class Generator(nn.Module):
         state, gates = self.begin(heard)
         counts = (lengths[None] > torch.arange(codes.shape[1])[:, None]).sum(1).tolist()
         before = torch.zeros(len(codes), dtype=torch.int64)
-        states, weights = [], self.weights()
+        states, (on_code, *weights) = [], self.weights()
         for place, count in enumerate(counts):
-            state = self.step(state[:count], gates[:count], before[:count], weights)
+            said = F.embedding(before[:count], on_code) + gates[:count]
+            state = self.step(state[:count], said, *weights)
             states.append(state)
             before = codes[:, place]
         return torch.cat(states)
@@ -168,7 +166,7 @@ class Generator(nn.Module):
         nearly all of it has a ring that it cannot close any more.
 
         Args:
-            heard: (B, CONDITION).
+            heard: (B, CONDITION), or one row for all, which is quicker and not guided.
             random: (B, L) uniform numbers, one for each code.
             prompt: (B, P) codes to begin with, as far as they are not 0.
             unheard, guidance: logits are moved away from those under `unheard`, by `guidance` times
@@ -176,16 +174,21 @@ class Generator(nn.Module):
         """
         count, length = random.shape
         state, gates = self.begin(heard)
-        if guidance and unheard is not None:
+        on_code, *weights = self.weights()
+        alike = len(heard) == 1
+        if alike:
+            state, on_code = state.expand(count, -1), on_code + gates
+        elif guidance and unheard is not None:
             first, away = self.begin(unheard)
             state, gates = torch.cat([state, first]), torch.cat([gates, away])
         codes = torch.zeros(count, length, dtype=torch.int64, device=random.device)
         active = torch.arange(count, device=random.device)  # rows that go on
-        before, weights = codes[:, 0], self.weights()
+        before = codes[:, 0]
         depth, rings = torch.zeros(2, count, dtype=torch.int64, device=random.device)  # open
         for place in range(length if prompt is not None else min(length, int(self.longest))):
             twice = len(state) // len(active)
-            state = self.step(state, gates, before.repeat(twice), weights)
+            said = F.embedding(before.repeat(twice), on_code)
+            state = self.step(state, said if alike else said + gates, *weights)
             logits = self.logits(state)
             if twice == 2:
                 near, far = logits.chunk(2)
@@ -202,7 +205,7 @@ class Generator(nn.Module):
                 break
             if not on.all():
                 active, code, both = active[on], code[on], on.repeat(twice)
-                state, gates = state[both], gates[both]
+                state, gates = state[both], gates if alike else gates[both]
                 depth, rings = depth[on], rings[on]
             depth = depth + self.change[code]
             rings = rings ^ self.rings[code]

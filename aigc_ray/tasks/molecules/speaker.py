@@ -109,10 +109,14 @@ class Speaker:
                 alphabet.rows([alphabet.encode(text) for text in prompts], self.length)
             ).long()
             begun = begun[:, : int((begun > 0).sum(1).max())]
-        nothing = torch.zeros_like(told)
-        unheard = self.generator.hear(wish, nothing, rooted) if wanted.guidance else None
+        # All rows hear the same where nothing is told, and there is nothing to move away from.
+        rows = len(wish) if told.any() else 1
+        heard = self.generator.hear(wish[:rows], told[:rows], rooted[:rows])
+        unheard = None
+        if wanted.guidance and told.any():
+            unheard = self.generator.hear(wish, torch.zeros_like(told), rooted)
         return self.generator.say(
-            self.generator.hear(wish, told, rooted),
+            heard,
             noise.uniform(keys, "codes", (self.length,)),
             prompt=begun,
             temperature=wanted.temperature,
