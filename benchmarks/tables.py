@@ -204,6 +204,67 @@ def prognosis_speed() -> str:
     return _rows("SUPPORT, two cores | ", rows) + _when("prognosis_speed")
 
 
+def moses() -> str:
+    """What is said of molecules, beside the published rows of the benchmark."""
+    metrics = results("molecules")["metrics"]["moses"]
+    arms = {
+        "aigc_raw": "samples",
+        WITHOUT: "by likelihood alone",
+        "aigc": "that the critic lets pass",
+        "latentgan": "LatentGAN",
+        "charrnn": "CharRNN",
+    }
+    rows = [
+        (figure, *(_figure(metrics.get(arm, {}).get(figure)) for arm in arms))
+        for figure in metrics["aigc_raw"]
+    ]
+    return _rows(" | ".join(["MOSES, test split", *arms.values()]), rows) + _when("molecules")
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}".rstrip("0").rstrip(".") if value else "0"
+
+
+def obtained() -> str:
+    """How near molecules come to what is wished for."""
+    wishes = results("molecules")["metrics"]["wishes"]
+    rows = [
+        (
+            f"{name}, {of}",
+            f"{one['spearman']:.3f}",
+            f"{one['mean_absolute_error']:.3g}",
+            f"{one['n']} of {one['asked']}" if "asked" in one else one["n"],
+        )
+        for name in ("logp", "mw", "qed")
+        for of, one in wishes[name].items()
+    ]
+    head = "wish | Spearman, wished and obtained | mean absolute error | molecules"
+    return _rows(head, rows) + _when("molecules")
+
+
+def activities() -> str:
+    """What is told of activities, beside a forest."""
+    rows = []
+    for name, every in _sets("activities").items():
+        for figure in every["aigc"]:
+            ours, theirs = (_measured(every.get(arm), figure) for arm in ("aigc", "forest"))
+            chosen = figure == every["measure"]
+            rows.append(
+                (
+                    f"{name}, {figure}",
+                    ours,
+                    theirs if figure != "covered" else "–",
+                    *(
+                        (_spread(every["better_by"], 3), f"{every['p']:.3f}")
+                        if chosen
+                        else ("", "")
+                    ),
+                )
+            )
+    head = "test scaffolds | aigc_ray | forest | better by | p"
+    return _rows(head, rows) + _when("activities")
+
+
 def _measured(of: dict[str, Any] | None, figure: str) -> str:
     found = (of or {}).get(figure, "–")
     return _spread(found, 3) if isinstance(found, dict) else str(found)
@@ -240,6 +301,9 @@ TABLES = {
     "cohorts": cohorts,
     "gains": gains,
     "prognosis_speed": prognosis_speed,
+    "moses": moses,
+    "obtained": obtained,
+    "activities": activities,
 }
 
 if __name__ == "__main__":

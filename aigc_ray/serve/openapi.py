@@ -190,7 +190,12 @@ GENERATE: dict[str, Any] = {
                             "lower, in as many rounds as `rounds` says",
                         },
                         "rounds": {"type": "integer", "default": 5, "minimum": 1, "maximum": 50},
-                        "temperature": {"type": "number", "default": 1},
+                        "temperature": {
+                            "type": "number",
+                            "default": 0.9,
+                            "minimum": 0.1,
+                            "maximum": 3,
+                        },
                         "guidance": {
                             "type": "number",
                             "description": "molecules: how far beyond what targets ask for; 0.5 "
