@@ -187,7 +187,14 @@ def test_a_prompt_is_said_first_and_guidance_moves_away_from_what_is_not_told():
     assert (said[3:, 0] == 9).all()
     plain = generator.say(heard, random)
     assert torch.equal(plain, generator.say(heard, random, unheard=heard, guidance=2.0))
-    assert not torch.equal(plain, generator.say(heard, random, unheard=unheard, guidance=50.0))
+    guided = generator.say(heard, random, unheard=unheard, guidance=50.0)
+    assert not torch.equal(plain, guided)
+    # One row for all is what as many like it are; a single row is guided as one of many.
+    assert torch.equal(plain, generator.say(heard[:1], random))
+    for row in range(6):
+        alone = slice(row, row + 1)
+        made = generator.say(heard[alone], random[alone], unheard=unheard[alone], guidance=50.0)
+        assert torch.equal(made, guided[alone])
 
 
 def test_wishes_for_properties_are_guided_and_those_for_activities_are_not():

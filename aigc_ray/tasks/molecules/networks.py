@@ -14,7 +14,7 @@ from aigc_ray.tasks.molecules.chemistry import BITS, COUNTS, DESCRIPTORS
 
 CONDITION = 64  # width of what the generator hears of wished properties
 EMBEDDING = 128  # of the critic
-DILATIONS = (1, 2, 4, 8)  # of its convolutions, one after the other
+DILATIONS = (1, 2, 4, 8)  # of its blocks, one after the other; the first layer has 1 too
 GATE = 0.8  # share of generated molecules that the critic finds less real than those it lets pass
 PATIENCE = 0.02  # with which what it finds of them is averaged over steps
 KNOWN_BYTES = 2 << 20  # that tell whether a molecule was in training: ten bits each of 1.6 million
@@ -166,7 +166,7 @@ class Generator(nn.Module):
         nearly all of it has a ring that it cannot close any more.
 
         Args:
-            heard: (B, CONDITION), or one row for all, which is quicker and not guided.
+            heard: (B, CONDITION), or where nothing is unheard one row for all, which is quicker.
             random: (B, L) uniform numbers, one for each code.
             prompt: (B, P) codes to begin with, as far as they are not 0.
             unheard, guidance: logits are moved away from those under `unheard`, by `guidance` times
@@ -175,7 +175,7 @@ class Generator(nn.Module):
         count, length = random.shape
         state, gates = self.begin(heard)
         on_code, *weights = self.weights()
-        alike = len(heard) == 1
+        alike = len(heard) == 1 and unheard is None
         if alike:
             state, on_code = state.expand(count, -1), on_code + gates
         elif guidance and unheard is not None:
@@ -272,7 +272,7 @@ class Critic(nn.Module):
         place = torch.full_like(codes, count)
         place[there] = torch.arange(count, device=codes.device)
         sides: dict[int, tuple[Tensor, Tensor]] = {}
-        for far in (1, *DILATIONS):
+        for far in DILATIONS:
             wide = F.pad(place, (far, far), value=count)
             sides[far] = wide[:, : -2 * far][there], wide[:, 2 * far :][there]
         with low_precision(self.bf16, codes.device):
