@@ -235,6 +235,8 @@ def test_a_model_of_other_activities_is_trained_on(home, model, tmp_path):
     assert tuned.info["training"]["began_with"].startswith("molecules:1 (")
     one, other = (each.members[0]["generator"].head.weight for each in (model, tuned))
     torch.testing.assert_close(one, other)
+    longest, first = (int(one.members[0]["generator"].longest) for one in (tuned, model))
+    assert longest >= first  # what it could say before it can say now
     known = next(iter(model.generate(n=1, filters=[], novel=False)))["smiles"]
     assert known  # what the first was trained on, the second knows too
     before = model.members[0]["memory"].known
