@@ -463,7 +463,7 @@ def test_what_contradicts_itself_ends_with_its_reasons_counted(trained):
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        ({"n": 0}, "n is a whole number from 1"),
+        ({"n": 0}, "n is a whole number from 1 to 10000; got 0"),
         ({"n": 10**7}, "n is at most 10000 in a request; got 10000000: `aigc-ray generate"),
         ({"colour": 1}, "got colour"),
         ({"scaffold": "c1ccccc1"}, r"scaffold needs an attachment point, written \[\*\]"),

@@ -81,12 +81,13 @@ def wanted(request: Mapping[str, Any], activities: Sequence[str]) -> Wanted:
             f"generate takes {', '.join(KEYS)} and targets by name ({', '.join(numbers)}); got "
             f"{', '.join(sorted(unknown))}"
         )
-    n = whole(request, "n", 1, 1, 2**40)
-    if n > MOST:
+    n = request.get("n", 1)
+    if isinstance(n, int) and n > MOST:
         raise UserError(
             f"n is at most {MOST} in a request; got {n}: `aigc-ray generate molecules@production "
             "--n N --out URI` or jobs/generate.py make more"
         )
+    n = whole(request, "n", 1, 1, MOST)
     targets = _object(request.get("targets", {}), "targets")
     for name in targets:
         if name not in numbers:
