@@ -189,9 +189,9 @@ def collected(
     predictions, values, known = [], [], []
     for batch in batches:
         predicted = model.recognise(batch, everything=everything)
-        predictions.append({name: value.numpy() for name, value in predicted.items()})
-        values.append({name: batch.value[name].numpy() for name in targets})
-        known.append({name: batch.known[name].numpy() for name in targets})
+        predictions.append({name: value.numpy(force=True) for name, value in predicted.items()})
+        values.append({name: batch.value[name].numpy(force=True) for name in targets})
+        known.append({name: batch.known[name].numpy(force=True) for name in targets})
     return _stacked(predictions), _stacked(values), _stacked(known)
 
 

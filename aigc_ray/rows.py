@@ -57,7 +57,10 @@ class Memory:
         step = start
         while True:
             number = step * self.batch_size + places
-            rows = np.array([self._epoch(n // self.count)[n % self.count] for n in number.tolist()])
+            rows, epochs = np.empty_like(number), number // self.count
+            for epoch in np.unique(epochs).tolist():
+                here = epochs == epoch
+                rows[here] = self._epoch(epoch)[number[here] % self.count]
             yield number, {name: column[rows] for name, column in self.columns.items()}
             step += 1
 

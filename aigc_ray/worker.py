@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -68,8 +68,11 @@ def work(job: dict[str, Any], report: Report | None = None) -> None:
     held_back = _feed(job, training, "val")
     batches = feed.batches(adversary.step_number, share)
     looks = held_back.batches(-(-adversary.step_number // HELD_BACK_EVERY), share)
+    ready = _ready(task, training.seed, batches, device)
+    if device != "cpu":
+        ready = _ahead(ready)  # whose CPU would be idle while the GPU computes
     while not adversary.finished:
-        real = _batch(task, training.seed, next(batches), device)
+        real = next(ready)
         look = None
         if adversary.step_number % HELD_BACK_EVERY == 0:
             look = _batch(task, training.seed + 1, next(looks), device)
@@ -100,14 +103,32 @@ def _place(gpu: bool) -> tuple[rows.Share, str]:
         share = rows.Share(dist.get_rank(), dist.get_world_size())
     if not gpu:
         return share, "cpu"
+    if not dist.is_initialized():
+        return share, "cuda"
     from ray.train.torch import get_device
 
-    return share, str(get_device() if dist.is_initialized() else "cuda")
+    return share, str(get_device())
 
 
 def _batch(task: Task, seed: int, taken: tuple[np.ndarray, rows.Rows], device: str) -> Batch:
     number, columns = taken
     return task.encode(columns, noise.keys(seed, torch.from_numpy(number))).to(device)
+
+
+def _ready(
+    task: Task, seed: int, batches: Iterator[tuple[np.ndarray, rows.Rows]], device: str
+) -> Iterator[Batch]:
+    return (_batch(task, seed, taken, device) for taken in batches)
+
+
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same, each made while the one before it is in use."""
+    with ThreadPoolExecutor(1, "batches") as maker:
+        following = maker.submit(next, batches)
+        while True:
+            batch = following.result()
+            following = maker.submit(next, batches)
+            yield batch
 
 
 def _epoch(
@@ -158,14 +179,17 @@ class _Recorder:
     ) -> None:
         self.job, self.training, self.adversary = job, training, adversary
         self.best, self.extra, self.share, self.report = best, extra, share, report
-        self.validation = None if share.rank else _choosing(job, training.task)
+        self.validation = None
+        if not share.rank:
+            chosen = _choosing(job, training.task)
+            self.validation = [batch.to(adversary.device) for batch in chosen]
         self.began = self.saved = self.shown = time.monotonic()
         self.before = extra["seconds"] + self.began - began  # of earlier starts, and to get here
         self.drawn = self.began
         self.seen: dict[str, float] = {}  # figures of the last validation
         self.first = adversary.step_number
         self.aside = 0.0  # seconds spent on validation and checkpoints
-        self.figures: dict[str, list[float]] = {}  # since the last validation
+        self.figures: dict[str, list[Tensor]] = {}  # since the last validation
         self.teller = ThreadPoolExecutor(1, "progress")
         self.told: Future[None] | None = None
 
@@ -177,7 +201,7 @@ class _Recorder:
         validate = step % every == 0 or adversary.finished or adversary.between
         if self.share.rank == 0:
             for name, value in figures.items():
-                self.figures.setdefault(name, []).append(float(value))
+                self.figures.setdefault(name, []).append(value.detach())
             before = time.monotonic()
             metrics = self._validate() if validate else None
             self.aside += time.monotonic() - before
@@ -225,7 +249,8 @@ class _Recorder:
         if adversary.finished or time.monotonic() - self.drawn > DRAW_EVERY:
             picture = f"step-{adversary.step_number:07d}.png"
             where = storage.join(self.job["run"], "samples", picture)
-            storage.write_bytes(where, task.sample(model))
+            still = copy.deepcopy(adversary.average).to("cpu")
+            storage.write_bytes(where, task.sample(models.Model(task, [still], {})))
             self.drawn = time.monotonic()
         return metrics
 
@@ -243,7 +268,9 @@ class _Recorder:
         left = (
             (adversary.steps - adversary.step_number) * self.training.batch_size / max(rate, 1e-9)
         )
-        entry: dict[str, Any] = {name: fmean(values) for name, values in self.figures.items()}
+        entry: dict[str, Any] = {
+            name: float(torch.stack(values).float().mean()) for name, values in self.figures.items()
+        }
         entry |= {"step": adversary.step_number, "strength": adversary.strength}
         entry |= {"rows_per_second": rate, "seconds_left": left}
         entry |= {"elapsed": now - self.began, "aside": self.aside}
