@@ -22,6 +22,7 @@ from aigc_ray.task import Shortfall, Step
 from aigc_ray.tasks.molecules import (
     alphabet,
     chemistry,
+    data,
     design,
     growing,
     metrics,
@@ -103,6 +104,20 @@ def test_in_bfloat16_it_says_nearly_the_same():
     assert not torch.equal(*found)
     found[1].sum().backward()
     assert other.gru.weight_hh_l0.grad.dtype == torch.float32
+
+
+def test_rings_are_open_from_the_code_that_opens_them_to_the_one_that_closes_them():
+    texts = ["C1CC2CCC1CC2", "c1ccc(C2CC2)cc1", "CC", "C%12CCC%12C"]
+    codes = data.codes_of(texts, 30)
+    opened = Generator(8, 4)._open_rings(codes)
+    for row, text in zip(opened.tolist(), texts, strict=True):
+        open_rings: set[str] = set()
+        for place, code in enumerate(alphabet.encode(text)):
+            assert row[place] == bool(open_rings)
+            for token in alphabet.tokens(alphabet.NAMES[code]):
+                if token.lstrip("%").isdigit():
+                    open_rings ^= {token}
+        assert not any(row[len(alphabet.encode(text)) :])
 
 
 def test_likelihood_is_the_product_of_what_is_said_at_each_code():

@@ -234,6 +234,28 @@ def test_files_named_train_and_test_keep_their_rows_and_a_few_train_become_valid
     assert sum(found["duplicates"]["across"].values()) == 10
 
 
+def test_properties_of_a_part_of_the_training_molecules_are_enough(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    lines = molecule_files.smiles(700)
+    (source / "train.smi").write_text("\n".join(lines[:600]))
+    (source / "test.smi").write_text("\n".join(lines[600:]))
+    loaded, found = taken(tmp_path, source, computed=0.3)
+    known = {part: np.isfinite(columns["logp"]) for part, columns in loaded.items()}
+    assert known["val"].all() and known["test"].all()
+    assert 0.2 < known["train"].mean() < 0.4
+    assert (np.isfinite(loaded["train"]["qed"]) == known["train"]).all()  # all of them, or none
+    task = Molecules(schema=Schema.from_json(found["schema"]), adversarial_steps=0, width=8)
+    networks = task.networks()
+    batch = task.encode(loaded["train"], torch.zeros(len(known["train"])))
+    task.prepare(networks, iter([batch]))
+    mean = np.nanmean(loaded["train"]["mw"])
+    assert float(networks["generator"].mean[3]) == pytest.approx(float(mean), rel=1e-4)
+    none = batch.take(torch.from_numpy(np.flatnonzero(~known["train"])))
+    with pytest.raises(UserError, match="ingest with a larger computed"):
+        task.prepare(networks, iter([none]))
+
+
 def test_molecules_of_one_scaffold_stay_in_one_split(tmp_path):
     molecule_files.write(tmp_path / "some.csv", 500)
     loaded, _ = taken(tmp_path, tmp_path / "some.csv", activities=("none",))

@@ -58,22 +58,30 @@ def activities(schema: Schema) -> list[Field]:
 # --- rows -------------------------------------------------------------------------------------
 
 
-def read(source: Source, schema: Schema, split: str) -> Iterator[Record | Reject]:
-    """The molecules of a piece of a file."""
+def read(source: Source, schema: Schema, split: str, computed: float) -> Iterator[Record | Reject]:
+    """The molecules of a piece of a file.
+
+    Args:
+        split: how rows whose split is not given are split.
+        computed: share of molecules whose properties are computed, chosen by the molecule; those of
+            all that are known to be for validation or test.
+    """
     rows = sources.rows_of(source["path"], source["start"], source["rows"])
     for number, row in enumerate(rows, source["start"] + 1):
         where = f"{source['name']}:{number}"
         try:
             if row is None:
                 raise UserError("the row has not the form of its file")
-            yield _record(row, source, schema, split) | {"source": where}
+            yield _record(row, source, schema, split, computed) | {"source": where}
         except UserError as fault:
             yield Reject(where, str(fault))
 
 
-def _record(row: sources.Row, source: Source, schema: Schema, split: str) -> Record:
+def _record(
+    row: sources.Row, source: Source, schema: Schema, split: str, computed: float
+) -> Record:
     molecule = _molecule(row[source["column"]], source["column"] == "structure")
-    record = described(molecule, schema)
+    record = _coded(molecule, schema)
     for field in activities(schema):
         column = source["activities"][field.name]
         record[field.name] = _activity(row.get(column, ""), field)
@@ -81,6 +89,11 @@ def _record(row: sources.Row, source: Source, schema: Schema, split: str) -> Rec
     smiles = alphabet.decode(record[CODES])
     if part == "train" and "val_share" in source:
         part = "val" if hash64(f"val/{smiles}") < source["val_share"] * 2**64 else part
+    share = hash64(f"computed/{smiles}") / 2**64
+    if share < computed or part in ("val", "test"):
+        record |= chemistry.properties(molecule)
+    else:
+        record |= dict.fromkeys(PROPERTIES)
     # Molecules of one scaffold stay in one split, as rows of one patient do.
     group = chemistry.scaffold(molecule) if part is None and split == "scaffold" else ""
     return record | {"split": part, "patient": group or None, "extra": None}
@@ -102,6 +115,10 @@ def described(molecule: Chem.Mol, schema: Schema) -> Record:
     Raises:
         UserError: it has a token that the alphabet lacks, or more codes than the schema allows.
     """
+    return _coded(molecule, schema) | chemistry.properties(molecule)
+
+
+def _coded(molecule: Chem.Mol, schema: Schema) -> Record:
     smiles = chemistry.smiles(molecule)
     codes = alphabet.encode(smiles)
     length = schema[CODES].shape[0]
@@ -113,7 +130,7 @@ def described(molecule: Chem.Mol, schema: Schema) -> Record:
     record[ROOTED] = _rooted(molecule, smiles, length)
     if activities(schema):
         record |= seen(molecule)
-    return record | chemistry.properties(molecule)
+    return record
 
 
 def seen(molecule: Chem.Mol) -> Record:
@@ -188,8 +205,8 @@ def encode(columns: Columns, row: Tensor, schema: Schema) -> Batch:
             value[field.name] = empty.long() if field.kind in BYTES else empty
             known[field.name] = torch.zeros(size, dtype=torch.bool)
         elif field.kind in BYTES:
-            codes = torch.from_numpy(np.array(column, np.uint8)).long()
-            value[field.name], known[field.name] = codes, (codes > 0).any(1)
+            codes = torch.from_numpy(np.array(column, np.uint8))
+            value[field.name], known[field.name] = codes.long(), codes.any(1)
         else:
             number = torch.from_numpy(np.array(column, np.float32))
             finite = torch.isfinite(number)
@@ -221,3 +238,22 @@ def _fingerprint(smiles: str) -> Tensor:
 def codes_of(smiles: Sequence[str], length: int) -> Tensor:
     """(B, L) codes of SMILES whose tokens are known and few enough."""
     return torch.from_numpy(alphabet.rows(map(alphabet.encode, smiles), length)).long()
+
+
+def canonical(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """What said codes (B, L) come to: codes (B, L) of the canonical SMILES, and whether they are a
+    molecule (B,). They stay as they are where they are none, or the canonical form has more than L
+    codes or strange ones."""
+    found = codes.cpu()
+    valid = torch.zeros(len(codes), dtype=torch.bool)
+    with chemistry.quiet():
+        for place, text in enumerate(smiles_of(found)):
+            molecule = chemistry.parsed(text)
+            if molecule is None:
+                continue
+            try:
+                found[place] = codes_of([chemistry.smiles(molecule)], codes.shape[1])[0]
+            except (UserError, ValueError):
+                continue
+            valid[place] = True
+    return found.to(codes.device), valid.to(codes.device)

@@ -60,6 +60,7 @@ class Generator(nn.Module):
         self.register_buffer("longest", torch.tensor(UNKNOWN))
         for name, effect in zip(("change", "closes", "rings"), alphabet.effects(), strict=True):
             self.register_buffer(name, torch.from_numpy(effect), persistent=False)
+        self.most_rings = int(self.rings.max()).bit_length()
 
     def hear(self, number: Tensor, told: Tensor, rooted: Tensor) -> Tensor:
         """(B, CONDITION) of wished properties (B, P), those that are told, and whether the SMILES
@@ -110,9 +111,7 @@ class Generator(nn.Module):
         there = torch.arange(most, device=codes.device)[:, None] < sorted_lengths[None]  # (T, B)
         said, row = sorted_codes.t()[there], order.expand(most, -1)[there]
         depth = F.pad(self.change[sorted_codes].cumsum(1), (1, 0))[:, :-1]
-        rings = torch.zeros_like(sorted_codes)
-        for place in range(1, most):
-            rings[:, place] = rings[:, place - 1] ^ self.rings[sorted_codes[:, place - 1]]
+        rings = self._open_rings(sorted_codes)
         with low_precision(self.bf16, states.device):
             logits = self.head(states)
         cannot = self.cannot(depth.t()[there], rings.t()[there])
@@ -120,6 +119,12 @@ class Generator(nn.Module):
         logits = logits.masked_fill(cannot, -torch.inf)
         loss = F.cross_entropy(logits.float(), said, reduction="none")
         return -loss.new_zeros(len(codes)).index_add(0, row, loss)
+
+    def _open_rings(self, codes: Tensor) -> Tensor:
+        """(B, L) whether a ring is open before each code."""
+        each = torch.arange(self.most_rings, device=codes.device)
+        times = (self.rings[codes, None] >> each & 1).to(torch.uint8).cumsum(1, dtype=torch.uint8)
+        return F.pad((times & 1).bool().any(2), (1, 0))[:, :-1]
 
     def _unrolled(self, codes: Tensor, lengths: Tensor, heard: Tensor) -> Tensor:
         """(sum of lengths, width): the states before each code, as `_fused` has them, without its
@@ -141,9 +146,8 @@ class Generator(nn.Module):
         packed = nn.utils.rnn.pack_padded_sequence(
             torch.cat([before, told], 2), lengths.cpu(), batch_first=True
         )
-        with low_precision(self.bf16, heard.device):
-            states, _ = self.gru(packed, torch.tanh(self.start(heard))[None])
-        return states.data.float()
+        states, _ = self.gru(packed, torch.tanh(self.start(heard))[None])
+        return states.data
 
     def logits(self, state: Tensor) -> Tensor:
         """(B, SIZE); what was in no training molecule is not said."""

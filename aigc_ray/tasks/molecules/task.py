@@ -78,6 +78,9 @@ class Molecules(Task):
 
     activities: tuple[str, ...] | None = None  # columns; None: those that hold numbers
     split: Literal["scaffold", "random"] = "scaffold"  # of rows whose split is not given
+    # Share of training molecules whose properties are computed: three quarters of the time to read
+    # one, and of millions a part teaches what properties are.
+    computed: float = 1.0
     length: int = 80  # codes of a molecule and its end, at most
     steps: int = 4000  # in which the likelihood of real molecules is raised
     adversarial_steps: int = 1000  # after them, in which generator and critic play
@@ -107,6 +110,8 @@ class Molecules(Task):
         for key in ("dropout", "rooted", "hidden", "recogniser_dropout"):
             if not 0 <= getattr(self, key) < 1:
                 raise UserError(f"task.{key} is at least 0 and below 1; got {getattr(self, key)}")
+        if not 0 < self.computed <= 1:
+            raise UserError(f"task.computed is above 0 and at most 1; got {self.computed}")
         for key in ("steps", "adversarial_steps", "recogniser_steps", "push", "penalty"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"task.{key} is 0 or more; got {getattr(self, key)}")
@@ -118,7 +123,7 @@ class Molecules(Task):
         return replace(self, schema=data.schema(self.length, found.activities)), found.pieces
 
     def read(self, source: Source) -> Iterator[Record | Reject]:
-        return data.read(source, self.schema, self.split)
+        return data.read(source, self.schema, self.split, self.computed)
 
     def parse(self, item: Mapping[str, Any]) -> Record:
         return data.parse(item, self.schema)
@@ -171,7 +176,7 @@ class Molecules(Task):
             network.prior.copy_(prior)
             network.longest.clamp_(min=longest)
             network.seen.fill_(True)  # what is new here may be said, once it is learned
-        memory.known |= before.known
+        memory.known |= before.known.to(memory.known.device)
 
     def prepare(self, networks: Networks, rows: Iterator[Batch]) -> None:
         """Scales of properties, likely combinations of them, which codes there are, and which
@@ -198,11 +203,16 @@ class Molecules(Task):
                     memory.fingerprints[place] = torch.from_numpy(bits)
                 kept += len(part)
             if sum(len(part) for part in taken) < LOOKED_AT:
-                taken.append(_properties(batch).number)
+                number, told = _properties(batch)
+                taken.append(number[told.all(1)])
                 if "recogniser" in networks:
                     labelled.append(batch)
         memory.known.copy_(torch.from_numpy(known.bits))
         number = torch.cat(taken)
+        if len(number) < 2:
+            raise UserError(
+                "too few training molecules have their properties: ingest with a larger computed"
+            )
         mean, scale = number.mean(0), number.std(0).clamp(min=1e-3)
         prior = number[torch.arange(PRIOR) % len(number)]
         for _, generator in _generators(networks):
@@ -374,22 +384,12 @@ class Molecules(Task):
         whether it is one. Molecules are made canonical, since real ones are."""
         generator = _generator(networks)
         wish = self._wish(condition) if networks.training else _properties(condition)
-        heard = generator.hear(*wish, torch.zeros(len(condition.row)))
+        nowhere = torch.zeros_like(condition.weight)
+        heard = generator.hear(*wish, nowhere)
         random = noise.uniform(condition.row, "codes", (self.length,))
-        codes = generator.say(heard, random)
-        valid = torch.zeros(len(codes), dtype=torch.bool)
-        with chemistry.quiet():
-            for place, text in enumerate(data.smiles_of(codes)):
-                molecule = chemistry.parsed(text)
-                if molecule is None:
-                    continue
-                try:
-                    codes[place] = data.codes_of([chemistry.smiles(molecule)], self.length)[0]
-                    valid[place] = True
-                except (UserError, ValueError):  # its canonical form is too long, or strange
-                    continue
+        codes, valid = data.canonical(generator.say(heard, random))
         value = {CODES: codes, WISH: wish.number, TOLD: wish.told}
-        return Draw(value, torch.zeros(len(codes)), {CODES: valid})
+        return Draw(value, nowhere, {CODES: valid})
 
     # --- answers ----------------------------------------------------------------------------
 
@@ -398,7 +398,7 @@ class Molecules(Task):
         `features` (B, 1024): Morgan fingerprints, in which molecules are compared."""
         generator = _generator(networks)
         number, told = _properties(batch)
-        heard = generator.hear(number, torch.zeros_like(told), torch.zeros(len(number)))
+        heard = generator.hear(number, torch.zeros_like(told), torch.zeros_like(number[:, 0]))
         found = {"nats": -generator.log_likelihood(batch.value[CODES], heard)}
         found["features"] = data.fingerprints(batch.value[CODES])
         if "recogniser" in networks:
