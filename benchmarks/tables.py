@@ -208,15 +208,15 @@ def moses() -> str:
     """What is said of molecules, beside the published rows of the benchmark."""
     metrics = results("molecules")["metrics"]["moses"]
     arms = {
-        "aigc_raw": "samples",
+        "aigc": "samples",
         WITHOUT: "by likelihood alone",
-        "aigc": "that the critic lets pass",
+        "aigc_passed": "that the critic lets pass",
         "latentgan": "LatentGAN",
         "charrnn": "CharRNN",
     }
     rows = [
         (figure, *(_figure(metrics.get(arm, {}).get(figure)) for arm in arms))
-        for figure in metrics["aigc_raw"]
+        for figure in metrics["aigc"]
     ]
     return _rows(" | ".join(["MOSES, test split", *arms.values()]), rows) + _when("molecules")
 
