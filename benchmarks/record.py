@@ -75,9 +75,11 @@ def _cpu() -> str:
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {
-        name: importlib.metadata.version(name) for name in LIBRARIES
-    }
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not all need Ray
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 class PeakMemory:

@@ -206,7 +206,7 @@ def encode(columns: Columns, row: Tensor, schema: Schema) -> Batch:
             known[field.name] = torch.zeros(size, dtype=torch.bool)
         elif field.kind in BYTES:
             codes = torch.from_numpy(np.array(column, np.uint8))
-            value[field.name], known[field.name] = codes.long(), codes.any(1)
+            value[field.name], known[field.name] = codes.long(), codes.bool().any(1)
         else:
             number = torch.from_numpy(np.array(column, np.float32))
             finite = torch.isfinite(number)
