@@ -192,7 +192,7 @@ GENERATE: dict[str, Any] = {
                         "rounds": {"type": "integer", "default": 5, "minimum": 1, "maximum": 50},
                         "temperature": {
                             "type": "number",
-                            "default": 0.9,
+                            "default": 0.95,
                             "minimum": 0.1,
                             "maximum": 3,
                         },
