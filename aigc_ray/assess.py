@@ -286,7 +286,8 @@ def generation(
     task = model.task
     held_back, test = (list(split(job, task, name, fidelity.ROWS)) for name in ("val", part))
     say("generated rows are compared with real ones")
-    found = fidelity.fidelity(model, split(job, task, "train"), held_back, test)
+    train = split(job, task, "train", fidelity.TRAINING)
+    found = fidelity.fidelity(model, train, held_back, test)
     if steps and task.transfers:
         say(f"a recogniser learns from generated rows alone, {steps} steps, and from real ones")
         found |= fidelity.transfer(model, split(job, task, "train"), test, steps)

@@ -15,7 +15,7 @@ import json
 import logging
 import math
 from collections.abc import Iterator
-from itertools import islice
+from itertools import groupby, islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -235,13 +235,27 @@ def load(uri: str, description: dict[str, Any], split: str, columns: list[str]) 
 
 def scan(uri: str, description: dict[str, Any], split: str, columns: list[str]) -> Iterator[Rows]:
     """A split's row groups in order, one in memory at a time."""
+    return (rows for _, rows in sampled(uri, description, split, columns))
+
+
+def sampled(
+    uri: str, description: dict[str, Any], split: str, columns: list[str], most: int | None = None
+) -> Iterator[tuple[int, Rows]]:
+    """The same, each with the number of its first row. Of a split of more than `most` rows so many
+    groups as hold them, from all over it: the rows of a file may be sorted."""
     import pyarrow.parquet as pq
 
-    for shard in description["splits"][split]["shards"]:
-        filesystem, root = storage.filesystem(storage.join(uri, shard["path"]))
+    every = groups(uri, description, split)
+    starts = np.cumsum([0, *(group.rows for group in every)])
+    step = 1
+    if most is not None and most < starts[-1]:
+        step = len(every) // math.ceil(most / starts[-1] * len(every))
+    chosen = [*zip(starts.tolist(), every, strict=False)][::step]
+    for path, inside in groupby(chosen, lambda one: one[1].path):
+        filesystem, root = storage.filesystem(storage.join(uri, path))
         with pq.ParquetFile(root, filesystem=filesystem) as file:
-            for number in range(file.metadata.num_row_groups):
-                yield numpy(file.read_row_group(number, columns=columns))
+            for start, group in inside:
+                yield start, numpy(file.read_row_group(group.number, columns=columns))
 
 
 def groups(uri: str, description: dict[str, Any], split: str) -> list[Group]:

@@ -334,16 +334,20 @@ def split(
     *,
     half: bool | None = None,
 ) -> Iterator[Batch]:
-    """A split's rows as batches, in order; of both halves, or of one (`splitter.halves`)."""
+    """A split's rows as batches, in order; of both halves, or of one (`splitter.halves`).
+
+    Args:
+        most: about so many rows, from all over the split.
+    """
     uri, description = job["data"], job["description"]
     fields = [field.name for field in task.schema.fields]
     seen = 0
-    for columns in rows.scan(uri, description, name, [*fields, "patient"]):
+    for start, columns in rows.sampled(uri, description, name, [*fields, "patient"], most):
         people = columns.pop("patient")
         count = len(people)
-        batch = task.encode(columns, noise.keys(0, torch.arange(seen, seen + count)))
+        batch = task.encode(columns, noise.keys(0, torch.arange(start, start + count)))
         if half is not None:
-            batch = batch.take(torch.from_numpy(halves(named(people, seen)) == half))
+            batch = batch.take(torch.from_numpy(halves(named(people, start)) == half))
         if len(batch.row):
             yield batch
         seen += count

@@ -1,6 +1,6 @@
 """The model of molecules that comes with the package, from a trained one.
 
-    python -m benchmarks.pretrain molecules:N
+    python -m benchmarks.pretrain molecules:N [--note SENTENCE …]
 
 Its weights are rounded to bfloat16, and the copy of the generator without an adversary is left out.
 Of the training molecules their fingerprints are kept and a filter that knows them, not themselves.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,8 +28,8 @@ RECIPE = (
 LIMIT = 5_000_000  # bytes of weights
 
 
-def export(name: str, folder: Path) -> None:
-    """Write a registered model's folder anew, smaller."""
+def export(name: str, folder: Path, notes: Sequence[str]) -> None:
+    """Write a registered model's folder anew, smaller; its card says the `notes` too."""
     opened = models.Model.open(registry.fetch(name))
     tensors = {}
     for key, tensor in opened.members[0].state_dict().items():
@@ -53,6 +54,7 @@ def export(name: str, folder: Path) -> None:
     }  # fmt: skip
     info["limits"] = [
         *info["limits"],
+        *notes,
         "Weights are rounded to bfloat16; the figures are those before. Whether a molecule was in "
         "training is told by a filter that takes a stranger in a hundred for a training molecule.",
     ]
@@ -72,11 +74,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("model")
+    parser.add_argument("--note", nargs="*", default=[], help="sentences for the model's card")
     options = parser.parse_args()
     task = registry.resolve(options.model).task
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        export(options.model, folder)
+        export(options.model, folder, options.note)
         target = Path(registry.__file__).parent / registry.PRETRAINED / task
         target.mkdir(parents=True, exist_ok=True)
         for path in folder.iterdir():

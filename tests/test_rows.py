@@ -131,3 +131,15 @@ def test_ray_data_streams_what_the_plan_says(shards, ray):
     ids = np.concatenate([columns["id"] for _, columns in seen])
     labels = np.concatenate([columns["label"] for _, columns in seen])
     assert len(np.unique(ids)) > 330 and np.array_equal(ids % 7, labels)
+
+
+def test_a_part_of_a_split_comes_from_all_over_it(shards):
+    uri, facts = shards
+    for most, groups in ((100, 5), (399, 20), (400, 20), (1000, 20), (1, 1)):
+        found = [*rows.sampled(uri, facts, "train", ["id"], most)]
+        assert len(found) == groups
+        assert all(part["id"][0] == start for start, part in found)
+    (first, *_, last) = rows.sampled(uri, facts, "train", ["id"], 100)
+    assert first[0] == 0 and last[0] >= 300
+    whole = np.concatenate([part["id"] for part in rows.scan(uri, facts, "train", ["id"])])
+    assert list(whole) == list(range(400))
