@@ -247,8 +247,10 @@ def marks(job: Job, part: str) -> Marks:
     """Patients and the further columns of a split; ages as decades, rare divisions left out."""
     patient: list[str] = []
     extra: list[dict[str, str]] = []
-    for columns in rows.scan(job["data"], job["description"], part, ["patient", "extra"]):
-        patient += named(columns["patient"], len(patient))
+    for numbers, columns in rows.sampled(
+        job["data"], job["description"], part, ["patient", "extra"]
+    ):
+        patient += named(columns["patient"], numbers.tolist())
         extra += [dict(_flat(json.loads(text))) if text else {} for text in columns["extra"]]
     names = sorted({name for one in extra for name in one})
     found = {name: np.array([one.get(name, "") for one in extra]) for name in names}

@@ -23,6 +23,7 @@ import numpy as np
 from aigc_ray import storage
 from aigc_ray.errors import UserError
 
+SPREAD = 32  # row groups that a part of a split is taken from, at most
 LANES = 16  # so the number of workers of a streamed run divides 16
 WINDOW = 4  # row groups that a lane shuffles together
 CHAPTER = 512  # windows of one Ray Data execution
@@ -240,22 +241,33 @@ def scan(uri: str, description: dict[str, Any], split: str, columns: list[str]) 
 
 def sampled(
     uri: str, description: dict[str, Any], split: str, columns: list[str], most: int | None = None
-) -> Iterator[tuple[int, Rows]]:
-    """The same, each with the number of its first row. Of a split of more than `most` rows so many
-    groups as hold them, from all over it: the rows of a file may be sorted."""
+) -> Iterator[tuple[np.ndarray, Rows]]:
+    """The same, each with the numbers of its rows in the split. Of more than `most` rows that many
+    are taken, from all over the split, since the rows of a file may be sorted; and from no more
+    groups than `SPREAD`, if that many hold them."""
     import pyarrow.parquet as pq
 
     every = groups(uri, description, split)
-    starts = np.cumsum([0, *(group.rows for group in every)])
-    step = 1
-    if most is not None and most < starts[-1]:
-        step = len(every) // math.ceil(most / starts[-1] * len(every))
-    chosen = [*zip(starts.tolist(), every, strict=False)][::step]
-    for path, inside in groupby(chosen, lambda one: one[1].path):
+    sizes = np.array([group.rows for group in every])
+    starts, total = np.cumsum(sizes) - sizes, sizes.sum()
+    chosen, taken = np.arange(len(every)), np.arange(total)  # groups, and rows of these
+    if most is not None and most < total:
+        count = min(len(every), max(math.ceil(most / total * len(every)), SPREAD))
+        chosen = np.linspace(0, len(every) - 1, count).round().astype(int)
+        there = int(sizes[chosen].sum())
+        taken = np.linspace(0, there - 1, min(most, there)).round().astype(int)
+    ends = np.cumsum(sizes[chosen])
+    parts = np.split(taken, np.searchsorted(taken, ends[:-1]))
+    inside = [part - end + size for part, end, size in zip(parts, ends, sizes[chosen], strict=True)]
+    works = zip(chosen.tolist(), inside, strict=True)
+    for path, same in groupby(works, lambda work: every[work[0]].path):
         filesystem, root = storage.filesystem(storage.join(uri, path))
         with pq.ParquetFile(root, filesystem=filesystem) as file:
-            for start, group in inside:
-                yield start, numpy(file.read_row_group(group.number, columns=columns))
+            for place, part in same:
+                found = numpy(file.read_row_group(every[place].number, columns=columns))
+                if len(part) < sizes[place]:
+                    found = {name: column[part] for name, column in found.items()}
+                yield starts[place] + part, found
 
 
 def groups(uri: str, description: dict[str, Any], split: str) -> list[Group]:

@@ -61,9 +61,9 @@ class Splitter:
         return SHARES[-1][0]
 
 
-def named(patients: Iterable[str | None], first: int) -> list[str]:
-    """Who the rows from number `first` on are of; a row of nobody's is its own."""
-    return [name or f"row/{number}" for number, name in enumerate(patients, first)]
+def named(patients: Iterable[str | None], numbers: Iterable[int]) -> list[str]:
+    """Who the rows with these numbers are of; a row of nobody's is its own."""
+    return [name or f"row/{number}" for number, name in zip(numbers, patients, strict=True)]
 
 
 def halves(names: Iterable[str]) -> np.ndarray:

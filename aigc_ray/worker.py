@@ -337,22 +337,18 @@ def split(
     """A split's rows as batches, in order; of both halves, or of one (`splitter.halves`).
 
     Args:
-        most: about so many rows, from all over the split.
+        most: so many rows at most, from all over the split.
     """
     uri, description = job["data"], job["description"]
     fields = [field.name for field in task.schema.fields]
-    seen = 0
-    for start, columns in rows.sampled(uri, description, name, [*fields, "patient"], most):
+    for numbers, columns in rows.sampled(uri, description, name, [*fields, "patient"], most):
         people = columns.pop("patient")
-        count = len(people)
-        batch = task.encode(columns, noise.keys(0, torch.arange(start, start + count)))
+        batch = task.encode(columns, noise.keys(0, torch.from_numpy(numbers)))
         if half is not None:
-            batch = batch.take(torch.from_numpy(halves(named(people, start)) == half))
+            chosen = halves(named(people, numbers.tolist())) == half
+            batch = batch.take(torch.from_numpy(chosen))
         if len(batch.row):
             yield batch
-        seen += count
-        if most is not None and seen >= most:
-            return
 
 
 def description(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,13 +133,17 @@ def test_ray_data_streams_what_the_plan_says(shards, ray):
     assert len(np.unique(ids)) > 330 and np.array_equal(ids % 7, labels)
 
 
-def test_a_part_of_a_split_comes_from_all_over_it(shards):
+def test_a_part_of_a_split_comes_from_all_over_it(shards, monkeypatch):
     uri, facts = shards
-    for most, groups in ((100, 5), (399, 20), (400, 20), (1000, 20), (1, 1)):
+    for most in (1, 7, 100, 399, 400, 1000):
         found = [*rows.sampled(uri, facts, "train", ["id"], most)]
-        assert len(found) == groups
-        assert all(part["id"][0] == start for start, part in found)
-    (first, *_, last) = rows.sampled(uri, facts, "train", ["id"], 100)
-    assert first[0] == 0 and last[0] >= 300
+        ids = np.concatenate([part["id"] for _, part in found])
+        assert list(ids) == list(np.concatenate([numbers for numbers, _ in found]))
+        assert len(np.unique(ids)) == min(most, 400)
+        assert most == 1 or np.diff(ids).max() <= max(1, 2 * 400 // most)
+    monkeypatch.setattr(rows, "SPREAD", 4)
+    found = [*rows.sampled(uri, facts, "train", ["id"], 10)]
+    assert [int(numbers[0]) // 20 for numbers, _ in found] == [0, 6, 13, 19]
+    assert sum(len(numbers) for numbers, _ in found) == 10
     whole = np.concatenate([part["id"] for part in rows.scan(uri, facts, "train", ["id"])])
     assert list(whole) == list(range(400))
