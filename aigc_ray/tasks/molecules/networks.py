@@ -18,6 +18,7 @@ DILATIONS = (1, 2, 4, 8)  # of its blocks, one after the other; the first layer 
 GATE = 0.8  # share of generated molecules that the critic finds less real than those it lets pass
 PATIENCE = 0.02  # with which what it finds of them is averaged over steps
 KNOWN_BYTES = 2 << 20  # that tell whether a molecule was in training: ten bits each of 1.6 million
+SHARED = 0.8  # states for so many rows, above which each row has its own
 UNKNOWN = 1 << 20  # codes of the longest molecule, before there was one
 PRIOR = 8192  # training molecules whose properties are kept, to wish for likely ones
 
@@ -179,21 +180,33 @@ class Generator(nn.Module):
         count, length = random.shape
         state, gates = self.begin(heard)
         on_code, *weights = self.weights()
-        alike = len(heard) == 1 and unheard is None
-        if alike:
-            state, on_code = state.expand(count, -1), on_code + gates
-        elif guidance and unheard is not None:
-            first, away = self.begin(unheard)
-            state, gates = torch.cat([state, first]), torch.cat([gates, away])
         codes = torch.zeros(count, length, dtype=torch.int64, device=random.device)
         active = torch.arange(count, device=random.device)  # rows that go on
         before = codes[:, 0]
         depth, rings = torch.zeros(2, count, dtype=torch.int64, device=random.device)  # open
+        # Rows that hear the same and have said the same have one state, until there are too few
+        # such rows: `shared` is which of the states is a row's.
+        shared = None
+        if len(heard) == 1 and unheard is None:
+            on_code, shared = on_code + gates, torch.zeros_like(before)
+        elif guidance and unheard is not None:
+            first, away = self.begin(unheard)
+            state, gates = torch.cat([state, first]), torch.cat([gates, away])
+        alike = shared is not None
         for place in range(length if prompt is not None else min(length, int(self.longest))):
-            twice = len(state) // len(active)
-            said = F.embedding(before.repeat(twice), on_code)
+            twice = 1 if alike else len(state) // len(active)
+            if shared is not None:
+                different, shared = (shared * alphabet.SIZE + before).unique(return_inverse=True)
+                state = state[different // alphabet.SIZE]
+                said = on_code[different % alphabet.SIZE]
+            else:
+                said = F.embedding(before.repeat(twice), on_code)
             state = self.step(state, said if alike else said + gates, *weights)
             logits = self.logits(state)
+            if shared is not None:
+                logits = logits[shared]
+                if len(state) > SHARED * len(active):
+                    state, shared = state[shared], None
             if twice == 2:
                 near, far = logits.chunk(2)
                 logits = near + guidance * (near - far).nan_to_num(0.0)
@@ -209,7 +222,11 @@ class Generator(nn.Module):
                 break
             if not on.all():
                 active, code, both = active[on], code[on], on.repeat(twice)
-                state, gates = state[both], gates if alike else gates[both]
+                if shared is None:
+                    state = state[both]
+                else:
+                    shared = shared[on]
+                gates = gates if alike else gates[both]
                 depth, rings = depth[on], rings[on]
             depth = depth + self.change[code]
             rings = rings ^ self.rings[code]
