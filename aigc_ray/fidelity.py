@@ -122,7 +122,9 @@ def _memory(
         prefix = "" if name == "features" else "plain_"
         found[f"{prefix}nn_auc"] = distances.nearest_auc(near, far)._asdict()
         # Who was trained on, told by how near a generated row is: .5 gives nobody away.
-        members = distances.nearest(known_rows[:ROWS], made).distance
+        count = len(known_rows)
+        places = np.linspace(0, count - 1, min(ROWS, count)).round().astype(int)
+        members = distances.nearest(known_rows[places], made).distance
         strangers = distances.nearest(space(getattr(unseen, name)), made).distance
         found[f"{prefix}membership_auc"] = distances.nearest_auc(members, strangers)._asdict()
         found[f"{prefix}copy_rate"] = distances.copy_rate(near, far)._asdict()
