@@ -248,6 +248,8 @@ def sampled(
     import pyarrow.parquet as pq
 
     every = groups(uri, description, split)
+    if not every:
+        return
     sizes = np.array([group.rows for group in every])
     starts, total = np.cumsum(sizes) - sizes, sizes.sum()
     chosen, taken = np.arange(len(every)), np.arange(total)  # groups, and rows of these
@@ -264,6 +266,8 @@ def sampled(
         filesystem, root = storage.filesystem(storage.join(uri, path))
         with pq.ParquetFile(root, filesystem=filesystem) as file:
             for place, part in same:
+                if not len(part):
+                    continue
                 found = numpy(file.read_row_group(every[place].number, columns=columns))
                 if len(part) < sizes[place]:
                     found = {name: column[part] for name, column in found.items()}

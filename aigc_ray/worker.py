@@ -68,7 +68,7 @@ def work(job: dict[str, Any], report: Report | None = None) -> None:
     held_back = _feed(job, training, "val")
     batches = feed.batches(adversary.step_number, share)
     looks = held_back.batches(-(-adversary.step_number // HELD_BACK_EVERY), share)
-    ready = _ready(task, training.seed, batches, device)
+    ready: Iterator[Batch] = (_batch(task, training.seed, taken, device) for taken in batches)
     if device != "cpu":
         ready = _ahead(ready)  # whose CPU would be idle while the GPU computes
     while not adversary.finished:
@@ -113,12 +113,6 @@ def _place(gpu: bool) -> tuple[rows.Share, str]:
 def _batch(task: Task, seed: int, taken: tuple[np.ndarray, rows.Rows], device: str) -> Batch:
     number, columns = taken
     return task.encode(columns, noise.keys(seed, torch.from_numpy(number))).to(device)
-
-
-def _ready(
-    task: Task, seed: int, batches: Iterator[tuple[np.ndarray, rows.Rows]], device: str
-) -> Iterator[Batch]:
-    return (_batch(task, seed, taken, device) for taken in batches)
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -364,3 +364,27 @@ def test_the_idle_callbacks_are_still_called_what_they_are_left_out_by():
     from ray.train.v2.api import data_parallel_trainer
 
     assert {NO_DATA_SETS, CLEANER} <= vars(data_parallel_trainer).keys()
+
+
+def test_each_batch_is_made_while_the_one_before_it_is_in_use():
+    made = []
+
+    def batches():
+        for number in range(10):
+            made.append(number)
+            yield number
+
+    ahead = worker._ahead(batches())
+    seen = [next(ahead) for _ in range(3)]
+    ahead.close()  # waits for what is under way
+    assert seen == [0, 1, 2] and made == [0, 1, 2, 3]
+
+
+def test_validation_looks_at_rows_from_all_over_the_split(tmp_path, monkeypatch):
+    data = ingested(tmp_path, train=60)
+    training, facts = configure("diagnosis", data, TINY)
+    job = job_of(training, facts, data, str(tmp_path))
+    every = torch.cat([batch.row for batch in worker.split(job, training.task, "train")])
+    some = torch.cat([batch.row for batch in worker.split(job, training.task, "train", 5)])
+    places = [every.tolist().index(row) for row in some.tolist()]
+    assert len(places) == 5 and places[0] == 0 and places[-1] == len(every) - 1

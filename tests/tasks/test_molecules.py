@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 
 import numpy as np
@@ -18,6 +19,7 @@ from aigc_ray.errors import UserError
 from aigc_ray.ingest import ingest
 from aigc_ray.model import Model
 from aigc_ray.schema import Schema
+from aigc_ray.serve import openapi
 from aigc_ray.task import Shortfall, Step
 from aigc_ray.tasks.molecules import (
     alphabet,
@@ -218,6 +220,20 @@ def test_wishes_for_properties_are_guided_and_those_for_activities_are_not():
         assert wishes.wanted(request, ()).guidance == 0.5
     for request in {"n": 3}, {"targets": {"potency": 1}}, {"mw": 300, "guidance": 0}:
         assert wishes.wanted(request, ("potency",)).guidance == 0
+
+
+def test_the_description_of_the_api_tells_the_usual_temperature():
+    found = json.dumps(openapi.GENERATE)
+    assert f'"temperature": {{"type": "number", "default": {wishes.TEMPERATURE},' in found
+
+
+def test_what_comes_of_said_codes_is_canonical_and_they_stay_as_they_are():
+    texts = ["OCC", "c1ccccc1C", "CC(", "C1CC"]
+    said = data.codes_of(texts, 20)
+    before = said.clone()
+    found, valid = data.canonical(said)
+    assert valid.tolist() == [True, True, False, False] and torch.equal(said, before)
+    assert data.smiles_of(found) == ["CCO", "Cc1ccccc1", "CC(", "C1CC"]
 
 
 def test_what_was_in_no_training_molecule_is_never_said(trained):

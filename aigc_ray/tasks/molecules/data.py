@@ -244,7 +244,7 @@ def canonical(codes: Tensor) -> tuple[Tensor, Tensor]:
     """What said codes (B, L) come to: codes (B, L) of the canonical SMILES, and whether they are a
     molecule (B,). They stay as they are where they are none, or the canonical form has more than L
     codes or strange ones."""
-    found = codes.cpu()
+    found = codes.to("cpu", copy=True)
     valid = torch.zeros(len(codes), dtype=torch.bool)
     with chemistry.quiet():
         for place, text in enumerate(smiles_of(found)):

@@ -23,8 +23,8 @@ KEYS = (
 # molecules, and nothing for what is counted.
 TOLERANCE = {"logp": 0.5, "qed": 0.05, "sa": 0.3, "mw": 15.0, "tpsa": 8.0}
 COUNTED = ("hbd", "hba", "rings")
-TEMPERATURE = 0.95  # as near to MOSES' validation molecules as 1, and a fifth fewer are invalid
-GUIDANCE = 0.5  # where a property is wished for: nearer to it, and a tenth fewer are molecules
+TEMPERATURE = 0.95  # as near to MOSES' validation molecules as 1, and fewer are invalid
+GUIDANCE = 0.5  # where a property is wished for: nearer to it, and fewer are molecules
 
 
 class Range(NamedTuple):
