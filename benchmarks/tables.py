@@ -242,6 +242,18 @@ def obtained() -> str:
     return _rows(head, rows) + _when("molecules")
 
 
+def molecule_speed() -> str:
+    """How fast molecules are made, and in how much memory."""
+    speed = results("molecules")["metrics"]["speed"]
+    rows = [
+        ("molecules/s that pass the critic", _spread(speed["with_critic"], 0)),
+        ("molecules/s without it", _spread(speed["without_critic"], 0)),
+        ("seconds to the first with its evidence", _spread(speed["first_item_seconds"], 2)),
+    ]
+    rows += [(f"peak MiB, {count} asked for", mib) for count, mib in speed["peak_mib"].items()]
+    return _rows("one process | ", rows) + _when("molecules")
+
+
 def activities() -> str:
     """What is told of activities, beside a forest."""
     rows = []
@@ -304,6 +316,7 @@ TABLES = {
     "moses": moses,
     "obtained": obtained,
     "activities": activities,
+    "molecule_speed": molecule_speed,
 }
 
 if __name__ == "__main__":
