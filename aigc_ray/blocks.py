@@ -27,6 +27,22 @@ def low_precision(enabled: bool, device: torch.device) -> Iterator[None]:
         yield
 
 
+class Embedding(nn.Module):
+    """A class, or a set of labels, as a vector; an unknown one as a learned vector."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(classes, width))
+        self.unknown = nn.Parameter(torch.zeros(width))
+
+    def forward(self, label: Tensor, known: Tensor) -> Tensor:
+        if label.dtype == torch.int64:
+            chosen = F.one_hot(label, len(self.table)).to(self.table.dtype) @ self.table
+        else:
+            chosen = label.to(self.table.dtype) @ self.table
+        return torch.where(known[:, None], chosen, self.unknown)
+
+
 class Residual(nn.Module):
     """x + W3(act(W2(act(W1 x)))): 1x1 expand by two, grouped 3x3, 1x1, no normalisation.
 
@@ -34,12 +50,14 @@ class Residual(nn.Module):
     the identity; the others are scaled by depth^(-1/4).
     """
 
-    def __init__(self, width: int, depth: int, *, group: int = 16) -> None:
+    def __init__(
+        self, width: int, depth: int, *, group: int = 16, kernel: tuple[int, int] = (3, 3)
+    ) -> None:
         super().__init__()
         inner = 2 * width
         groups = max(1, inner // group)
-        self.expand = convolution(width, inner, 1, depth=depth, bias=True)
-        self.mix = convolution(inner, inner, 3, depth=depth, groups=groups, bias=True)
+        self.expand = convolution(width, inner, (1, 1), depth=depth, bias=True)
+        self.mix = convolution(inner, inner, kernel, depth=depth, groups=groups, bias=True)
         self.reduce = nn.Conv2d(inner, width, 1, bias=False)
         nn.init.zeros_(self.reduce.weight)
 
@@ -51,12 +69,20 @@ class Residual(nn.Module):
 
 
 def convolution(
-    inputs: int, outputs: int, kernel: int, *, depth: int = 1, groups: int = 1, bias: bool = False
+    inputs: int,
+    outputs: int,
+    kernel: tuple[int, int],
+    *,
+    depth: int = 1,
+    groups: int = 1,
+    bias: bool = False,
 ) -> nn.Conv2d:
     """A convolution, normal with fan-in variance and leaky ReLU's gain, less in deep stacks."""
-    layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=bias)
+    height, width = kernel
+    around = height // 2, width // 2
+    layer = nn.Conv2d(inputs, outputs, kernel, padding=around, groups=groups, bias=bias)
     gain = math.sqrt(2 / (1 + 0.2**2)) * depth**-0.25
-    nn.init.normal_(layer.weight, std=gain / math.sqrt(inputs // groups * kernel * kernel))
+    nn.init.normal_(layer.weight, std=gain / math.sqrt(inputs // groups * height * width))
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
     return layer

@@ -9,7 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aigc_ray.blocks import Residual, convolution, low_precision, smooth_down, smooth_up
+from aigc_ray.blocks import (
+    Embedding,
+    Residual,
+    convolution,
+    low_precision,
+    smooth_down,
+    smooth_up,
+)
 
 NOISE = 64  # numbers that a generated image is made from
 SIZES = tuple(n for n in range(28, 257) if n % (1 << (n.bit_length() - 3)) == 0)
@@ -21,22 +28,6 @@ def base_of(size: int) -> int:
     while size >= 8:
         size //= 2
     return size
-
-
-class Embedding(nn.Module):
-    """A class, or a set of labels, as a vector; an unknown one as a learned vector."""
-
-    def __init__(self, classes: int, width: int) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.randn(classes, width))
-        self.unknown = nn.Parameter(torch.zeros(width))
-
-    def forward(self, label: Tensor, known: Tensor) -> Tensor:
-        if label.dtype == torch.int64:
-            chosen = F.one_hot(label, len(self.table)).to(self.table.dtype) @ self.table
-        else:
-            chosen = label.to(self.table.dtype) @ self.table
-        return torch.where(known[:, None], chosen, self.unknown)
 
 
 class Components(nn.Module):
@@ -119,7 +110,7 @@ class Generator(nn.Module):
         self.gain = nn.Linear(2 * NOISE, widths[0])
         self.basis = nn.Parameter(torch.randn(base_of(size), base_of(size), widths[0]))
         self.widen = nn.ModuleList(
-            convolution(a, b, 1) if a != b else nn.Identity() for a, b in pairwise(widths)
+            convolution(a, b, (1, 1)) if a != b else nn.Identity() for a, b in pairwise(widths)
         )
         self.stages = nn.ModuleList(Residual(w, len(widths)) for w in widths)
         self.sees = nn.ModuleList(nn.Linear(channels, w, bias=False) for w in widths)
@@ -162,7 +153,7 @@ class Critic(nn.Module):
         self.image = nn.Linear(channels, widths[0], bias=False)
         self.stages = nn.ModuleList(Residual(w, len(widths)) for w in widths)
         self.narrow = nn.ModuleList(
-            convolution(a, b, 1) if a != b else nn.Identity() for a, b in pairwise(widths)
+            convolution(a, b, (1, 1)) if a != b else nn.Identity() for a, b in pairwise(widths)
         )
         base = base_of(size)
         self.gather = nn.Parameter(torch.randn(base, base, widths[-1]) / base)
