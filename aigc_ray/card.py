@@ -130,6 +130,12 @@ def _explanation(gate: Mapping[str, Any] | None) -> str:
         )
         return told if gate["passes"] else f"{told} They are withheld."
     correlation = ", ".join(_text(value) for value in gate["correlation"])
+    if len(gate["correlation"]) == 1:
+        tried = (
+            f"Attributions by {gate['method']}. Rank correlation with those of a network that "
+            f"learned nothing: {correlation}."
+        )
+        return tried if gate["passes"] else f"{tried} So they are withheld."
     tried = (
         f"Heat maps by {gate['method']}. Rank correlation with the map of a network whose layers "
         f"are made random one after the other, from the output down: {correlation}."

@@ -1,4 +1,4 @@
-"""Samples in number, written as they are made: to a folder, a table or an SDF file."""
+"""Samples in number, written as they are made: to a folder, a table, an SDF or a FASTA file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from aigc_ray.task import Item, Shortfall
 
 SEEN_BYTES = 64 << 20  # that tell which samples there were: ten bits each of 50 million
 FRUITLESS = 3  # chunks in a row without a new sample, after which no more is tried
-ENDINGS = (".parquet", ".csv", ".sdf")
+FASTA = (".fa", ".fasta")
+ENDINGS = (".parquet", ".csv", ".sdf", *FASTA)
+FORMATS = (((".sdf",), "molecules", "smiles"), (FASTA, "sequences", "sequence"))
 
 
 def generate(
@@ -31,8 +33,8 @@ def generate(
     and its own seed and number; chunks are made in parallel, and memory does not grow with their
     number. Where samples of a task must differ, those of later chunks that were there before are
     left out, and others made. `out` is a `.parquet` file, for what has no files also a `.csv`, for
-    molecules an `.sdf`, or a folder that gets the files and `items.jsonl`, which says of each what
-    it is.
+    molecules an `.sdf`, for sequences a `.fa` or `.fasta`, or a folder that gets the files and
+    `items.jsonl`, which says of each what it is.
 
     Raises:
         UserError: the model does not exist, or cannot make what is asked for.
@@ -42,6 +44,9 @@ def generate(
     found = registry.resolve(model)
     opened = Model.open(registry.fetch(model))
     request = dict(request or {})
+    for endings, kind, identity in FORMATS:
+        if out.endswith(endings) and opened.task.identity != identity:
+            raise UserError(f"{out}: only {kind} are written to such a file")
     if out.endswith(".sdf"):
         request["molblock"] = True
     made = _made(model, opened, n, seed, request)
@@ -197,18 +202,23 @@ class _File(_Writer):
             self.stream = self.system.open_output_stream(self.partial)
         if self.out.endswith(".sdf"):
             self.stream.write("".join(map(self._block, items)).encode())
+        elif self.out.endswith(FASTA):
+            self.stream.write("".join(map(self._record, items)).encode())
         else:
             self._rows(items)
 
     def _block(self, item: Item) -> str:
-        if "molblock" not in item:
-            raise UserError(f"{self.out}: only molecules are written to an .sdf file")
         fields = [
             f">  <{name}>\n{value}\n\n"
             for name, value in flat(item).items()
             if name != "molblock" and value is not None and value != ""
         ]
         return f"{item['molblock']}{''.join(fields)}$$$$\n"
+
+    def _record(self, item: Item) -> str:
+        about = {"label": item["class"], "gc": item["gc"], "probability": item["probability"]}
+        told = " ".join(f"{name}={str(value).replace(' ', '_')}" for name, value in about.items())
+        return f">generated_{item['seed']}_{item['number']} {told}\n{item['sequence']}\n"
 
     def _rows(self, items: list[Item]) -> None:
         import pyarrow as pa

@@ -112,8 +112,12 @@ def _column(field: Field, values: list[Any]) -> pa.Array:
 
 
 def _content(row: Record, fields: list[Field]) -> int:
-    """What equal rows have in common: 64 bits of a hash of what is generated and recognised."""
+    """What equal rows have in common: 64 bits of a hash of what is generated and recognised, or of
+    what the task says under "same"."""
     digest = hashlib.sha256()
+    if "same" in row:
+        digest.update(row["same"])
+        return int.from_bytes(digest.digest()[:8], "little")
     for field in dict.fromkeys(fields):
         value = row.get(field.name)
         digest.update(f"{field.name}\0".encode())

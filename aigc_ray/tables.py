@@ -1,4 +1,4 @@
-"""Tables in files: CSV, perhaps compressed, and Parquet, row by row, every value as text.
+"""Tables in files: CSV and FASTA, perhaps compressed, and Parquet, row by row, all values as text.
 
 Text is what a declaration of columns is checked against, so a table is the same whether a
 spreadsheet wrote it or a program did. Memory does not grow with the file.
@@ -17,11 +17,13 @@ from typing import Any
 from aigc_ray import storage
 from aigc_ray.errors import UserError
 
-ENDINGS = (".csv", ".csv.gz", ".parquet")
-UPLOADS = (".csv", ".csv.gz")  # a page of Parquet may unfold to any size
+FASTA = (".fa", ".fa.gz", ".fasta", ".fasta.gz", ".fna", ".fna.gz")
+ENDINGS = (".csv", ".csv.gz", ".parquet", *FASTA)
+UPLOADS = (".csv", ".csv.gz", *FASTA)  # a page of Parquet may unfold to any size
 ROWS = 4096  # of a Parquet file that are held at once
 MOST_COLUMNS = 10_000
 LINE = 1 << 20  # characters of a line, at most
+LETTERS = 1 << 17  # of a sequence in FASTA; what is longer is cut there, and known by its length
 
 Row = dict[str, str]  # "" where nothing stands
 
@@ -49,7 +51,7 @@ def read(uri: str) -> Iterator[Row | None]:
         if not uri.lower().endswith(".parquet"):
             # It opens a .gz as what is in it.
             with system.open_input_stream(path, buffer_size=1 << 20) as stream:
-                yield from _csv(stream)
+                yield from _text_rows(stream, uri)
             return
         with system.open_input_file(path) as file:
             yield from _parquet(file)
@@ -78,7 +80,7 @@ def parse(content: bytes, name: str, most: int) -> list[Row]:
     with _faults(name):
         if name.lower().endswith(".gz"):
             file = gzip.GzipFile(fileobj=file)
-        for row in _csv(file):
+        for row in _text_rows(file, name):
             if row is None:
                 raise UserError(f"{name}: row {len(taken) + 1} has not the header's columns")
             if len(taken) == most:
@@ -87,6 +89,37 @@ def parse(content: bytes, name: str, most: int) -> list[Row]:
     if not taken:
         raise UserError(f"{name} holds no rows")
     return taken
+
+
+def _text_rows(stream: Any, name: str) -> Iterator[Row | None]:
+    return _fasta(stream) if name.lower().endswith(FASTA) else _csv(stream)
+
+
+def _fasta(stream: Any) -> Iterator[Row]:
+    """A `name`, what else its line says as `description`, and the `sequence`, whose lines may be of
+    any length."""
+    text = io.TextIOWrapper(stream, "utf-8-sig")
+    row: Row | None = None
+    letters: list[str] = []
+    size, begins, heads = 0, True, False
+    while part := text.readline(1 << 16):
+        begun, begins = begins, part.endswith("\n")
+        if begun and part.startswith(">"):
+            if row is not None:
+                yield row | {"sequence": "".join(letters)}
+            name, *rest = part[1:].split(maxsplit=1) or [""]
+            row, letters, size = {"name": name, "description": "".join(rest).strip()}, [], 0
+            heads = not begins
+        elif heads:  # the rest of a very long header
+            heads = not begins
+        elif row is None:
+            if part.strip():
+                raise UserError("the first line of FASTA begins with >")
+        elif size < LETTERS:
+            letters.append("".join(part.split())[: LETTERS - size])
+            size += len(letters[-1])
+    if row is not None:
+        yield row | {"sequence": "".join(letters)}
 
 
 def _csv(stream: Any) -> Iterator[Row | None]:

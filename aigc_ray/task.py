@@ -169,8 +169,9 @@ class Task(ABC):
         """The records of one piece of work; a bad one becomes a `Reject`, never an exception.
 
         Beside its fields a record may hold `split`, `patient`, `source` and `extra`, which are
-        written, `person` (who the patient is by a file's header; a pseudonym is written) and `flag`
-        (what somebody should know of the row; the manifest counts them).
+        written, `person` (who the patient is by a file's header; a pseudonym is written), `flag`
+        (what somebody should know of the row; the manifest counts them) and `same` (bytes that
+        equal rows have in common, where that is not all that is generated and recognised).
         """
 
     @abstractmethod
