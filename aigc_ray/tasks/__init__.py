@@ -9,8 +9,10 @@ from aigc_ray.task import Task
 
 TASKS = {
     "diagnosis": "aigc_ray.tasks.diagnosis.task:Diagnosis",
+    "dna": "aigc_ray.tasks.dna.task:Dna",
     "molecules": "aigc_ray.tasks.molecules.task:Molecules",
     "prognosis": "aigc_ray.tasks.prognosis.task:Prognosis",
+    "proteins": "aigc_ray.tasks.proteins.task:Proteins",
 }
 
 

@@ -19,7 +19,7 @@ from aigc_ray.model import Model, restore, write
 from aigc_ray.schema import Schema
 from aigc_ray.task import Batch, Record, Shortfall, Step, Task
 from aigc_ray.tasks import TASKS, task_class
-from tests import cohort, molecule_files
+from tests import cohort, molecule_files, protein_files, sequence_files
 from tests.tiny import TINY
 
 
@@ -66,6 +66,12 @@ def _molecules(folder: Path) -> str:
     return str(folder / "molecules.csv")
 
 
+def _sequences(folder: Path) -> str:
+    """A table of short sequences, of which promoters hold a motif that is often spoiled."""
+    sequence_files.write(folder / "sequences.csv", 600, kept=0.9, spread=3)
+    return str(folder / "sequences.csv")
+
+
 TRAINING = ("batch_size", "validate_every", "transfer_steps")
 EXAMPLES = {
     "diagnosis": Example(
@@ -73,6 +79,19 @@ EXAMPLES = {
         {key: value for key, value in TINY.items() if key not in TRAINING},
         _image,
         {"n": 3, "seed": 5, "class": "1"},
+    ),
+    "dna": Example(
+        _sequences,
+        {
+            "steps": 60,
+            "width": 16,
+            "recogniser_width": 16,
+            "recogniser_dropout": 0.1,
+            "recogniser_rate": 1e-2,
+            "precision": "fp32",
+        },
+        lambda folder: {"sequence": sequence_files.sequences(1, seed=9)[0][0]},
+        {"n": 3, "seed": 5, "class": "promoter"},
     ),
     "molecules": Example(
         _molecules,
@@ -94,6 +113,20 @@ EXAMPLES = {
         {"steps": 40, "mixture": 4, "width": 16, "bins": 8},
         lambda folder: {"age": 61.5, "therapy": "new", "horizons": [1, 2.5]},
         {"n": 3, "seed": 5},
+    ),
+    "proteins": Example(
+        lambda folder: protein_files.write(folder / "structures"),
+        {
+            "stride": 4,
+            "steps": 24,
+            "width": 16,
+            "recogniser_width": 16,
+            "references": 50,
+            "recogniser_rate": 3e-3,
+            "precision": "fp32",
+        },
+        lambda folder: {"pdb": protein_files.one(0, seed=9).decode()},
+        {"n": 3, "seed": 5, "plausible": 0.2},
     ),
 }
 
