@@ -241,7 +241,7 @@ TaskDeployment = serve.deployment(
     health_check_timeout_s=60,  # a batch of large images holds the event loop for a while
     graceful_shutdown_wait_loop_s=0.5,
     graceful_shutdown_timeout_s=20,
-    ray_actor_options={"num_cpus": 0.5},
+    ray_actor_options={"num_cpus": 0.25},  # all tasks and the ingress fit on two cores
     logging_config={"enable_access_log": False},
 )
 

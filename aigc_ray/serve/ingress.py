@@ -157,7 +157,8 @@ def application(services: Mapping[str, Service], token: str | None = None) -> AS
 
     page("/", "index.html")
     page("/docs", "docs.html")
-    for name in ("page.js", "patient.js", "molecule.js", "page.css", "docs.js", "icon.svg"):
+    kinds = ("patient.js", "molecule.js", "sequence.js", "backbone.js", "protein.js")
+    for name in ("page.js", *kinds, "docs.js", "page.css", "icon.svg"):
         page(f"/page/{name}", name)
     return security.Guard(app, token)
 

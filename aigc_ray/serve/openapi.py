@@ -68,6 +68,11 @@ HORIZONS: dict[str, Any] = {
     "description": "of prognosis: times to tell the chance of being without the event at",
 }
 
+_MOTIF = {
+    "type": "object",
+    "properties": {"motif": {"type": "string"}, "position": {"type": "integer", "minimum": 0}},
+}
+
 PREDICT: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -82,7 +87,8 @@ PREDICT: dict[str, Any] = {
                             'file in base64}, for a DICOM file of several frames with "frame", '
                             'from 1; of prognosis {"age": 55, …}: features by name, any of which '
                             'may be missing, with "what_if": {"age": 45} for a second curve; of '
-                            'molecules {"smiles": "CCO"}, with "svg": true drawn; 1 to 1,000'
+                            'molecules {"smiles": "CCO"}, with "svg": true drawn, and of dna '
+                            '{"sequence": "ACGT…"}, perhaps with a "name"; 1 to 1,000'
                         ),
                         "horizons": HORIZONS,
                         "explain": EXPLAIN,
@@ -97,12 +103,18 @@ PREDICT: dict[str, Any] = {
                         "file": {
                             "type": "array",
                             "items": {"type": "string", "format": "binary"},
-                            "description": "each row of a .csv file is an item",
+                            "description": "each row of a .csv file and each record of a .fa or "
+                            ".fasta file, perhaps with .gz, is an item; of proteins a .pdb or .cif "
+                            "file, perhaps with .gz",
                         },
                         "horizons": HORIZONS,
                         "frame": {
                             "type": "integer",
                             "description": "after a DICOM file of several frames: which, from 1",
+                        },
+                        "chain": {
+                            "type": "string",
+                            "description": "of proteins: which chain of the file; else the first",
                         },
                         "explain": EXPLAIN,
                     },
@@ -121,7 +133,11 @@ PREDICT: dict[str, Any] = {
                         "explanation; of molecules: properties, alerts, nats, activities (value, "
                         "spread, low and high of numbers), similarity to a training molecule, "
                         "in_domain; of prognosis: curve with its band, median, interval (5 to "
-                        "95 %), risk, horizons, what_if"
+                        "95 %), risk, horizons, what_if; of dna: name, and the explanation's bases "
+                        "(what each letter adds to the score); of proteins: chain, residues, "
+                        "sequence, secondary_structure (H, E or C a residue) with "
+                        "secondary_confidence, plausibility, coordinates of the CA atoms, and "
+                        'further windows of the chain as answers under keys such as "A:65-128"'
                     )
                 }
             },
@@ -139,7 +155,10 @@ GENERATE: dict[str, Any] = {
                     "properties": {
                         "n": {"type": "integer", "default": 1, "minimum": 1},
                         "seed": {"type": "integer", "default": 0, "minimum": 0},
-                        "class": {"type": "string", "description": "diagnosis: one of its classes"},
+                        "class": {
+                            "type": "string",
+                            "description": "diagnosis, dna, proteins: one of the classes",
+                        },
                         "targets": {
                             "type": "object",
                             "description": "molecules: properties and activities by name, each a "
@@ -209,6 +228,43 @@ GENERATE: dict[str, Any] = {
                         "evidence": {"type": "boolean", "default": True},
                         "svg": {"type": "boolean", "default": False},
                         "molblock": {"type": "boolean", "default": False},
+                        "motifs": {
+                            "type": "array",
+                            "items": {"oneOf": [{"type": "string"}, _MOTIF]},
+                            "description": "dna: letters (IUPAC's) that stand somewhere, or at a "
+                            "position, on the strand that is given",
+                        },
+                        "fixed": {
+                            "type": "string",
+                            "description": "dna: a template of the whole length, N where any "
+                            "letter may stand",
+                        },
+                        "gc": {
+                            "type": "array",
+                            "items": {"type": "number"},
+                            "default": [0, 1],
+                            "description": "dna: the share of G and C, from and to",
+                        },
+                        "forbidden": {
+                            "type": "array",
+                            "items": {"type": "string"},
+                            "description": "dna: enzymes by name, such as EcoRI, or letters, whose "
+                            "site is on neither strand",
+                        },
+                        "plausible": {
+                            "type": "number",
+                            "default": 0.5,
+                            "minimum": 0,
+                            "description": "proteins: how plausible, at least, the recogniser "
+                            "finds a structure; below 1",
+                        },
+                        "sure": {
+                            "type": "number",
+                            "default": 0.5,
+                            "minimum": 0,
+                            "description": "dna: the probability of its class, at least, that the "
+                            "recogniser gives a sequence; below 1",
+                        },
                         "patient": {
                             "type": "object",
                             "description": "prognosis: features of one patient, whose times to the "
@@ -225,7 +281,11 @@ GENERATE: dict[str, Any] = {
             "content": {
                 "application/json": {
                     "schema": _answer(
-                        "samples; files in base64", shortfall=_list("what is missing")
+                        "samples; files in base64; of dna: class, sequence, gc, probability, and "
+                        "the motifs with their positions, from 0; of proteins: class, coordinates "
+                        "of the CA atoms, pdb (a file's text), secondary_structure, plausibility, "
+                        "probability, nearest (rmsd), checks, map (a PNG)",
+                        shortfall=_list("what is missing"),
                     )
                 },
                 "application/x-ndjson": {

@@ -49,11 +49,8 @@ at("molecule").addEventListener("submit", async (event) => {
   const number = ++describing;
   at("molecule-facts").replaceChildren(element("p", "Looking at it …"));
   try {
-    const answer = await call(`/v1/${task().task}/predict`, {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ items: [{ smiles: at("smiles").value, svg: true }], explain: at("atoms").checked }),
-    });
+    const answer = await call(`/v1/${task().task}/predict`,
+      posted({ items: [{ smiles: at("smiles").value, svg: true }], explain: at("atoms").checked }));
     if (number === describing) describe(answer.items[0], answer.model);
   } catch (error) {
     if (number === describing) complain(at("molecule-facts"), error);
@@ -109,12 +106,9 @@ function gather(items) {
   }));
   at("gallery").classList.toggle("structures", items.length > 0);
   if (!items.length) return;
-  const link = (text, name, type, label) => element("a", label, {
-    href: URL.createObjectURL(new Blob([text], { type })), download: name,
-  });
   const row = element("p", undefined, { class: "row" });
-  row.append(link(asTable(items), "molecules.csv", "text/csv", `All ${items.length} as CSV`),
-    link(asSdf(items), "molecules.sdf", "chemical/x-mdl-sdfile", "as SDF"));
+  row.append(saved(csv(items.map(columns)), "molecules.csv", "text/csv", `All ${items.length} as CSV`),
+    saved(asSdf(items), "molecules.sdf", "chemical/x-mdl-sdfile", "as SDF"));
   at("rows").replaceChildren(row);
 }
 
@@ -122,15 +116,13 @@ const columns = (item) => ({ smiles: item.smiles, inchi_key: item.inchi_key, see
   ...item.properties, in_training: item.in_training, similarity: item.nearest?.similarity ?? "",
   critic: item.critic ?? "", alerts: item.alerts.map((alert) => alert.name).join("; ") });
 
-function asTable(items) {
-  const quoted = (value) => /[",\n]/.test(String(value)) ? `"${String(value).replaceAll('"', '""')}"` : String(value);
-  const rows = items.map(columns);
-  return [Object.keys(rows[0]), ...rows.map(Object.values)].map((row) => row.map(quoted).join(",")).join("\n") + "\n";
-}
-
 function asSdf(items) {
   return items.map((item) => {
     const fields = Object.entries(columns(item)).filter(([, value]) => value !== "");
     return item.molblock + fields.map(([name, value]) => `>  <${name}>\n${value}\n\n`).join("") + "$$$$\n";
   }).join("");
 }
+
+kinds.molecules = {
+  own: ["molecule-card", "wishes", "wishes-hint"], most: 1000, ask: askMolecules, wish: wished, show: gather,
+};

@@ -1,9 +1,10 @@
-// The page: what is served, one image recognised, samples generated; patient.js and molecule.js have
-// the forms of these. No framework, no outside parts.
+// The page: what is served, one image recognised, samples generated; patient.js, molecule.js,
+// sequence.js and protein.js have the forms of these. No framework, no outside parts.
 "use strict";
 
 const at = (id) => document.getElementById(id);
 let served = [];          // what /v1/models says is served
+const SHOWN = 20;         // rows of a table and sequences that are shown; the file has them all
 let asked = 0;            // number of the latest prediction: an older answer is not shown
 
 function element(name, text, attributes = {}) {
@@ -44,11 +45,51 @@ function complain(place, error) {
 const version = (model) => `${model.task}, ` +
   (model.version === null ? "unregistered" : `version ${model.version}`) +
   `, ${model.sha256.slice(0, 12)}`;
+const posted = (body) => ({
+  method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+});
 const task = () => served.find((one) => one.task === at("task").value);
-const has = (model, kind) => model.schema.some((field) => field.kind === kind);
-const ofImages = (model) => has(model, "image");
-const ofMolecules = (model) => model.task === "molecules";
-const noun = (model) => ofImages(model) ? "images" : ofMolecules(model) ? "molecules" : "patients";
+const NOUNS = { molecules: "molecules", dna: "sequences", proteins: "structures" };
+const noun = (model) => NOUNS[model.task] ??
+  (model.schema.some((field) => field.kind === "image") ? "images" : "patients");
+
+// By noun: which parts of the page are its own, how many samples it makes at most, how it prepares
+// its form (`ask`), reads a file, puts wishes into a request and shows samples.
+const kinds = {
+  images: {
+    own: ["image-card"], most: 64, read: recognise,
+    show: (items) => at("gallery").replaceChildren(...items.map(sample)),
+  },
+};  // the other files add theirs
+const kind = () => kinds[noun(task())];
+
+// --- tables and files --------------------------------------------------------------------------
+
+const cell = (value) => value === null || value === undefined ? "" : String(value);
+
+function tabled(items) {
+  const names = Object.keys(items[0] ?? {});
+  const head = element("tr"), table = element("table"), frame = element("div", undefined, { class: "table" });
+  head.append(...names.map((name) => element("th", name)));
+  table.append(head, ...items.slice(0, SHOWN).map((item) => {
+    const row = element("tr");
+    row.append(...names.map((name) => element("td", cell(item[name]))));
+    return row;
+  }));
+  frame.append(table);
+  return frame;
+}
+
+function csv(items) {
+  const names = Object.keys(items[0] ?? {});
+  const quoted = (value) => /[",\n]/.test(cell(value)) ? `"${cell(value).replaceAll('"', '""')}"` : cell(value);
+  return [names, ...items.map((item) => names.map((name) => item[name]))]
+    .map((row) => row.map(quoted).join(",")).join("\n") + "\n";
+}
+
+const saved = (text, name, type, label) => element("a", label, {
+  href: URL.createObjectURL(new Blob([text], { type })), download: name,
+});
 
 // --- what is served ---------------------------------------------------------------------------
 
@@ -78,15 +119,17 @@ function show() {
   const choices = model.classes.map((name) => element("option", name, { value: name }));
   at("class").replaceChildren(element("option", "each in turn", { value: "" }), ...choices);
   at("class-choice").hidden = choices.length === 0;
-  for (const id of ["result", "made", "gallery", "rows", "course", "molecule-facts"]) at(id).replaceChildren();
+  for (const id of ["result", "made", "gallery", "rows", "course", "molecule-facts", "sequence-told", "protein-told"]) {
+    at(id).replaceChildren();
+  }
+  at("gallery").className = "gallery";
   at("preview").hidden = true;
-  at("image-card").hidden = !ofImages(model);
-  at("molecule-card").hidden = at("wishes").hidden = at("wishes-hint").hidden = !ofMolecules(model);
-  at("patient-card").hidden = ofImages(model) || ofMolecules(model);
+  for (const [name, one] of Object.entries(kinds)) {
+    for (const id of one.own) at(id).hidden = name !== noun(model);
+  }
   at("generate-title").textContent = `Generate ${noun(model)}`;
-  at("n").max = ofImages(model) ? 64 : ofMolecules(model) ? 1000 : 10000;
-  if (ofMolecules(model)) askMolecules(model);
-  else if (!ofImages(model)) ask(model);
+  at("n").max = kind().most;
+  kind().ask?.(model);
 }
 
 at("task").addEventListener("change", show);
@@ -127,6 +170,14 @@ function preview(file) {
 }
 
 function tell(item, model) {
+  const heat = item.explanation && explained(item.explanation, "Heat map", (of) => `Orange speaks for ${of}, ` +
+    "blue against it: how the score changes where a patch is hidden. It shows what the model looked at, " +
+    "not where a lesion is.");
+  at("result").replaceChildren(...answered(item, model, ...(heat ? [heat] : [])));
+}
+
+// What every task's answer says, with `more` after the bars.
+function answered(item, model, ...more) {
   const label = item.abstained ? "No answer" : item.label ?? (item.labels.join(", ") || "none of the labels");
   const bars = element("dl", undefined, { class: "bars" });
   const ordered = Object.entries(item.probabilities).sort((a, b) => b[1] - a[1]);
@@ -144,13 +195,13 @@ function tell(item, model) {
   if (item.outlier !== undefined && !item.abstained) facts.push(unusual(item.outlier));
   if (item.abstained === undefined) facts.push("This model is not calibrated: its scores are no probabilities.");
   facts.push(...(item.warnings ?? []));
-  at("result").replaceChildren(
+  return [
     element("p", label, { class: item.abstained ? "label withheld" : "label" }),
     ...facts.map((text) => element("p", text)),
     bars,
-    ...(item.explanation ? [explained(item.explanation)] : []),
+    ...more,
     element("p", `Answered by ${version(model)}`, { class: "model" }),
-  );
+  ];
 }
 
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
@@ -162,61 +213,54 @@ function pointed(name, finding) {
     `images this found ${percent(finding.sensitivity)} of them and spared ${percent(finding.specificity)} of the others).`;
 }
 
-const unusual = (outlier) => `Of the images held back, ${percent(outlier)} look more usual than this one.`;
+const unusual = (outlier) => `Of the ${noun(task())} held back, ${percent(outlier)} look more usual than this one.`;
 
-function explained(explanation) {
-  if (explanation.withheld) return element("p", `No heat map: ${explanation.withheld}.`);
+function explained(explanation, name, caption) {
+  if (explanation.withheld) return element("p", `No ${name.toLowerCase()}: ${explanation.withheld}.`);
   const figure = element("figure", undefined, { class: "heat" });
   figure.append(
     element("img", undefined, {
       src: `data:image/png;base64,${explanation.image}`,
-      alt: `Heat map by ${explanation.method} for ${explanation.of}`,
+      alt: `${name} by ${explanation.method} for ${explanation.of}`,
     }),
-    element("figcaption", `Orange speaks for ${explanation.of}, blue against it: how the score ` +
-      "changes where a patch is hidden. It shows what the model looked at, not where a lesion is."),
+    element("figcaption", caption(explanation.of)),
   );
   return figure;
 }
 
-at("file").addEventListener("change", () => {
-  if (at("file").files.length) recognise(at("file").files[0]);
-  at("file").value = "";  // so that the same file can be chosen again
-});
+for (const input of document.querySelectorAll(".drop input")) {
+  input.addEventListener("change", () => {
+    if (input.files.length) kind().read(input.files[0]);
+    input.value = "";  // so that the same file can be chosen again
+  });
+}
 for (const name of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(name, (event) => {
     event.preventDefault();  // else the browser opens the file in place of the page
-    at("drop").classList.toggle("over", name === "dragover");
-    if (name === "drop" && event.dataTransfer.files.length && task() && ofImages(task())) {
-      recognise(event.dataTransfer.files[0]);
-    }
+    for (const place of document.querySelectorAll(".drop")) place.classList.toggle("over", name === "dragover");
+    if (name === "drop") take(event.dataTransfer.files);
   });
 }
-document.addEventListener("paste", (event) => {
-  const files = event.clipboardData.files;
-  if (files.length && task() && ofImages(task())) recognise(files[0]);
-});
+document.addEventListener("paste", (event) => take(event.clipboardData.files));
+
+function take(files) {
+  if (files.length && task()) kind().read?.(files[0]);
+}
 
 // --- samples are generated -----------------------------------------------------------------------
 
 at("generate").addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = event.target.querySelector("button");
-  const request = { n: Number(at("n").value), seed: Number(at("seed").value) };
-  if (at("class").value) request.class = at("class").value;
-  if (ofMolecules(task())) Object.assign(request, wished());
   button.disabled = true;
   at("made").replaceChildren(element("p", "Drawing …"));
   try {
-    const answer = await call(`/v1/${task().task}/generate`, {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(request),
-    });
+    const request = { n: Number(at("n").value), seed: Number(at("seed").value), ...kind().wish?.() };
+    if (at("class").value) request.class = at("class").value;
+    const answer = await call(`/v1/${task().task}/generate`, posted(request));
     at("gallery").replaceChildren();
     at("rows").replaceChildren();
-    if (ofImages(task())) at("gallery").replaceChildren(...answer.items.map(sample));
-    else if (ofMolecules(task())) gather(answer.items);
-    else list(answer.items);
+    kind().show(answer.items);
     const missing = answer.shortfall.map((one) => `; ${one.missing} missing: ${one.reason}`).join("");
     const made = `${answer.items.length} ${noun(task())} by ${version(answer.model)}${missing}`;
     at("made").replaceChildren(element("p", made, { class: "model" }));
@@ -244,4 +288,4 @@ function sample(item) {
   return place;
 }
 
-document.addEventListener("DOMContentLoaded", look);  // once patient.js is there
+document.addEventListener("DOMContentLoaded", look);  // once the other files are there

@@ -2,7 +2,6 @@
 // generated patients as a table.
 "use strict";
 
-const ROWS = 20;  // of generated patients that are shown; the file has them all
 let foreseen = 0;  // number of the latest question: an older answer is not shown
 
 const inputs = (model) => model.schema.filter((field) => field.parts.includes("input"));
@@ -46,11 +45,7 @@ at("patient").addEventListener("submit", async (event) => {
   const number = ++foreseen;
   at("course").replaceChildren(element("p", "Looking ahead …"));
   try {
-    const answer = await call(`/v1/${task().task}/predict`, {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ items: [described()], explain: at("why").checked }),
-    });
+    const answer = await call(`/v1/${task().task}/predict`, posted({ items: [described()], explain: at("why").checked }));
     if (number === foreseen) tellCourse(answer.items[0], answer.model);
   } catch (error) {
     if (number === foreseen) complain(at("course"), error);
@@ -146,23 +141,8 @@ function drawn(item, unit) {
 // --- generated patients ---------------------------------------------------------------------------
 
 function list(items) {
-  const names = Object.keys(items[0] ?? {});
-  const cell = (value) => value === null ? "" : String(value);
-  const table = element("table");
-  const head = element("tr");
-  head.append(...names.map((name) => element("th", name)));
-  table.append(head, ...items.slice(0, ROWS).map((item) => {
-    const row = element("tr");
-    row.append(...names.map((name) => element("td", cell(item[name]))));
-    return row;
-  }));
-  const quoted = (value) => /[",\n]/.test(cell(value)) ? `"${cell(value).replaceAll('"', '""')}"` : cell(value);
-  const text = [names, ...items.map((item) => names.map((name) => item[name]))]
-    .map((row) => row.map(quoted).join(",")).join("\n");
-  const link = element("a", `All ${items.length} as a CSV file`, {
-    href: URL.createObjectURL(new Blob([text + "\n"], { type: "text/csv" })), download: "patients.csv",
-  });
-  const frame = element("div", undefined, { class: "table" });
-  frame.append(table);
-  at("rows").replaceChildren(frame, link);
+  const file = saved(csv(items), "patients.csv", "text/csv", `All ${items.length} as a CSV file`);
+  at("rows").replaceChildren(tabled(items), file);
 }
+
+kinds.patients = { own: ["patient-card"], most: 10000, ask, show: list };
