@@ -21,6 +21,7 @@ SEEN_BYTES = 64 << 20  # that tell which samples there were: ten bits each of 50
 FRUITLESS = 3  # chunks in a row without a new sample, after which no more is tried
 FASTA = (".fa", ".fasta")
 ENDINGS = (".parquet", ".csv", ".sdf", *FASTA)
+ENDING_OF = {"image": "png", "map": "png", "pdb": "pdb"}  # of what a folder gets as files
 FORMATS = (((".sdf",), "molecules", "smiles"), (FASTA, "sequences", "sequence"))
 
 
@@ -170,9 +171,10 @@ class _Folder(_Writer):
         for item in items:
             described: Item = {"sample": self.count}
             for key, value in item.items():
-                if isinstance(value, bytes):
-                    name = f"{self.count:06d}.{'png' if key == 'image' else key}"
-                    storage.write_bytes(storage.join(self.out, name), value)
+                if isinstance(value, bytes) or key in ENDING_OF:
+                    name = f"{self.count:06d}.{ENDING_OF.get(key, key)}"
+                    content = value if isinstance(value, bytes) else str(value).encode()
+                    storage.write_bytes(storage.join(self.out, name), content)
                     described[key] = name
                 else:
                     described[key] = value

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from aigc_ray import config, noise, rows
+from aigc_ray import config, generate, noise, registry, rows
 from aigc_ray.adversary import Adversary
 from aigc_ray.errors import UserError
 from aigc_ray.ingest import ingest
-from aigc_ray.model import Model
+from aigc_ray.model import Model, write
 from aigc_ray.task import Batch, Shortfall, Stage, stack
 from aigc_ray.tasks.proteins import data, decoys, design, geometry, metrics, pictures, structures
 from aigc_ray.tasks.proteins.assignment import HELIX, assign, fold_class
@@ -339,6 +339,13 @@ def test_walks_of_helices_are_right_handed_helices_and_those_of_strands_hardly_a
 def test_a_class_that_was_never_seen_walks_like_all(walks):
     ca = said(walks, torch.ones(24, dtype=torch.int64))
     assert torch.isfinite(ca).all() and metrics.bond_ok(ca) == 1
+
+
+def test_turns_that_no_real_chain_has_are_strange(walks):
+    real = torch.from_numpy(protein_files.windows("alpha", 24, 6))
+    random_turns = built(1.2 + random(24, "bend", (TURNS,)), 6.28 * random(24, "turn", (TURNS,)))
+    assert walks.strange(real).mean() < 0.3
+    assert walks.strange(random_turns).min() > 3 * walks.strange(real).max()
 
 
 def test_built_chains_have_right_bonds_and_give_back_their_angles():
@@ -825,3 +832,26 @@ def test_pictures_are_png(some):
 def test_settings_that_cannot_be_are_refused(settings, words):
     with pytest.raises(UserError, match=words):
         Proteins(**settings)
+
+
+# --- jobs ---------------------------------------------------------------------------------------
+
+
+def test_a_job_writes_structures_that_are_read_again(trained, tmp_path, monkeypatch):
+    model, _ = trained
+    monkeypatch.setenv("AIGC_HOME", str(tmp_path / "home"))
+    info = {
+        "task": "proteins",
+        "configuration": config.to_json(model.task),
+        "schema": model.task.schema.to_json(),
+    }
+    write(tmp_path / "model", [model.members[0].state_dict()], info)
+    version = registry.register("proteins", tmp_path / "model")
+    out = tmp_path / "made"
+    told = generate.generate(f"proteins:{version}", 2, str(out), 1, {"plausible": "0"})
+    lines = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
+    assert told["n"] == len(lines) == 2
+    for line in lines:
+        (chain,) = structures.parse((out / line["pdb"]).read_bytes(), line["pdb"])
+        assert np.abs(chain.backbone[:, 1] - np.array(line["coordinates"])).max() < 2e-3
+        assert (out / line["map"]).read_bytes()[:4] == b"\x89PNG"

@@ -69,11 +69,12 @@ class Proteins(Task):
     width: int = 48  # of generator and critic
     recogniser_width: int = 48
     recogniser_dropout: float = 0.2
-    penalty: float = 0.3  # gamma of R1 and R2
+    penalty: float = 1.0  # gamma of R1 and R2
     penalty_every: int = 4  # steps
     class_weight: float = 0.5  # of the critic's class head
     clash_weight: float = 0.02  # of residues that come too near
-    adversary_rate: float = 1e-3
+    strange_weight: float = 0.5  # of turns that real chains do not have
+    adversary_rate: float = 6e-4
     recogniser_rate: float = 1e-3
     references: int = 4_000  # training windows that the model keeps, to show the nearest
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -82,7 +83,7 @@ class Proteins(Task):
         for key in ("stride", "steps", "width", "recogniser_width", "penalty_every", "references"):
             if getattr(self, key) < 1:
                 raise UserError(f"task.{key} is at least 1; got {getattr(self, key)}")
-        for key in ("penalty", "class_weight", "clash_weight"):
+        for key in ("penalty", "class_weight", "clash_weight", "strange_weight"):
             if not getattr(self, key) >= 0:
                 raise UserError(f"task.{key} is 0 or more; got {getattr(self, key)}")
         if not 0 <= self.recogniser_dropout < 1:
@@ -212,7 +213,10 @@ class Proteins(Task):
             with torch.no_grad():
                 real_logits, _ = networks["critic"](geometry.image(real.value[TRACE]), label)
             loss = losses.relativistic(logits, real_logits, real.weight, step.mean)
-        return loss + self.clash_weight * step.mean(_crowded(trace), real.weight)
+        apart = self.clash_weight * step.mean(_crowded(trace), real.weight)
+        strange = step.mean(_walks(networks).strange(trace), real.weight)
+        step.log("strange", strange.detach())
+        return loss + apart + self.strange_weight * strange
 
     def _recogniser_loss(
         self, networks: Networks, real: Batch, fake: Draw | None, step: Step
