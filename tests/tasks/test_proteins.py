@@ -505,6 +505,8 @@ def test_classes_are_told(trained):
     known = {name: tensor.numpy() for name, tensor in validation.known.items()}
     found = model.task.measure(seen, value, known)
     assert found["auc"] > 0.9 and found["structure_acc"] > 0.8
+    alone = model.task.measure({"probability": seen["probability"]}, value, known)
+    assert alone == {name: value for name, value in found.items() if name != "structure_acc"}
     unknown = known | {STRUCTURE: np.zeros_like(known[STRUCTURE])}
     assert math.isnan(model.task.measure(seen, value, unknown)["structure_acc"])
 

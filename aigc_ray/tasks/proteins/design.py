@@ -23,6 +23,7 @@ from aigc_ray.tasks.proteins.data import LABEL, STRUCTURE, TRACE
 MOST = 1_000  # structures of one request
 ROUND = 16  # candidates that are made at a time
 TRIES = 30  # candidates for each structure that is wanted, at most
+ALLOWED = 0.9  # share of residues whose torsions are those of proteins, at least
 KEYS = ("n", "seed", "class", "plausible")
 
 
@@ -126,6 +127,8 @@ def _why_not(
         return "came to be of another class"
     if plausible < asked.plausible:
         return "looked like no protein to the recogniser"
+    if metrics.ramachandran_allowed(backbone.backbone(ca[None])).allowed < ALLOWED:
+        return "had torsions that proteins seldom have"
     return None
 
 

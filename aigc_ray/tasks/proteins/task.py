@@ -366,6 +366,8 @@ class Proteins(Task):
     ) -> dict[str, float]:
         rows = known[LABEL]
         found = recognition.figures(prediction["probability"][rows], value[LABEL][rows])
+        if "structure" not in prediction:  # an opinion that is about the class alone
+            return found
         states = known[STRUCTURE]
         told = prediction["structure"][states].argmax(2) + 1
         right = told == value[STRUCTURE][states]
