@@ -426,7 +426,7 @@ def test_an_explanation_is_letters_and_a_logo_or_withheld(trained):
     assert found["of"] == "promoter" and found["method"] == "in-silico mutagenesis"
     assert len(found["bases"]) == LENGTH and found["image"][:4] == b"\x89PNG"
     gate = model.task.accounted(model, validation)
-    assert gate["passes"] is True and 0 <= gate["correlation"] <= gate["limit"]
+    assert gate["passes"] is True and 0 <= gate["correlation"][0] <= gate["limit"]
     failed = Model(model.task, model.members, {"explanation": gate | {"passes": False}})
     assert "do not hang on what it learned" in failed.explain(
         model.parse({"sequence": text})
