@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,6 +152,27 @@ def _cascade(task: Task, networks: Networks, batch: Batch, target: Tensor) -> li
             layer.reset_parameters()
         found.append(_agreement(learned, heat(task, [random], batch, target)))
     return found
+
+
+def beside_untrained(method: str, pairs: Iterable[Sequence[np.ndarray]]) -> dict[str, Any]:
+    """Whether a task's own attributions hang on what was learned: the mean over rows of the
+    absolute rank correlation of a trained network's with those of one that learned nothing is at
+    most `limit` where it `passes`. Rows whose attributions are constant are left out."""
+    from scipy.stats import spearmanr
+
+    alike = [
+        abs(float(spearmanr(learned, other).statistic))
+        for learned, other in pairs
+        if learned.std() > 0 and other.std() > 0
+    ]
+    mean = float(np.mean(alike)) if alike else None
+    return {
+        "method": method,
+        "correlation": [mean],
+        "limit": LIMIT,
+        "passes": mean is not None and mean <= LIMIT,
+        "rows": len(alike),
+    }
 
 
 def _agreement(a: Tensor, b: Tensor) -> float | None:

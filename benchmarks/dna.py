@@ -344,12 +344,11 @@ def speed(model: Model, test: Batch) -> dict[str, float]:
     @torch.inference_mode()
     def generate_loop() -> None:
         generator = member["generator"]
-        for start in range(0, len(texts), 64):
+        for _ in range(len(texts) // 64):
             label = torch.zeros(64, dtype=torch.int64)
             codes = chains.say(label, torch.rand(64, codes_length + 1))
             made = generator(codes, torch.randn(64, 64), label)
             data.text_of(made[0, :, 0].argmax(0) + 1)
-            del start
 
     def ours() -> None:
         model.predict(items)

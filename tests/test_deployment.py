@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 
 from aigc_ray import registry
 from aigc_ray.errors import UserError
+from aigc_ray.schema import Schema
 from aigc_ray.serve import backend, deployment, ingress
 from aigc_ray.serve.problems import down
 from tests.service import ask, item, png, predicted, register
@@ -131,3 +133,13 @@ def test_a_request_whose_client_left_is_not_computed():
         return seen
 
     assert asyncio.run(go()) == ["a"] * 16 + ["stays"]
+
+
+@pytest.mark.parametrize(
+    "words", ["a.cif: chain is one of A; got 'B'", "a.cif holds nucleic acids"]
+)
+def test_a_sentence_about_an_upload_is_about_its_file(words):
+    model = SimpleNamespace(task=SimpleNamespace(schema=Schema()))
+    item = {"file": b"", "filename": "a.cif", "chain": "B"}
+    assert deployment._field(model, item, words) == "file"
+    assert deployment._field(model, item, "chain is a letter") == "chain"

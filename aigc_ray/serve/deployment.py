@@ -191,7 +191,8 @@ def _parse(model: Model, item: Any) -> Record:
 def _field(model: Model, item: Any, message: str) -> str | None:
     if not isinstance(item, Mapping):
         return None
-    if message.startswith(f"{item.get('filename')}: "):  # of an upload its name is told
+    name = item.get("filename")
+    if message.startswith((f"{name}: ", f"{name} ")):  # of an upload its name is told
         return "file"
     return field_of(message, {field.name for field in model.task.schema.fields} | set(item))
 

@@ -203,10 +203,10 @@ def centred(ca: np.ndarray) -> np.ndarray:
 def test_a_file_and_its_text_and_its_coordinates_are_one_window():
     content = protein_files.text(protein_files.blocks(64))
     coordinates = protein_files.ideal(HELICAL, 64).round(3)
-    file = data.parse({"file": content, "filename": "one.pdb"}, SCHEMA)
-    text = data.parse({"pdb": content.decode()}, SCHEMA)
-    points = data.parse({"coordinates": coordinates.tolist()}, SCHEMA)
-    mmcif = data.parse({"file": protein_files.cif(content)}, SCHEMA)
+    file = data.parse({"file": content, "filename": "one.pdb"})
+    text = data.parse({"pdb": content.decode()})
+    points = data.parse({"coordinates": coordinates.tolist()})
+    mmcif = data.parse({"file": protein_files.cif(content)})
     for found in (file, text, points, mmcif):
         assert found[TRACE].dtype == np.float32
         assert np.allclose(found[TRACE], centred(coordinates), atol=2e-3)
@@ -220,13 +220,13 @@ def test_a_file_and_its_text_and_its_coordinates_are_one_window():
     [(None, "A", HELICAL), ("", "A", HELICAL), ("A", "A", HELICAL), ("B", "B", EXTENDED)],
 )
 def test_a_chain_is_asked_for_by_its_name(wanted, name, kind):
-    found = data.parse({"file": two_chains(), "chain": wanted}, SCHEMA)
+    found = data.parse({"file": two_chains(), "chain": wanted})
     assert found["chain"] == name
     assert np.allclose(found[TRACE], centred(protein_files.ideal(kind, 64)), atol=2e-3)
 
 
 def test_further_windows_are_variants():
-    found = data.parse({"file": two_chains(), "chain": "B"}, SCHEMA)
+    found = data.parse({"file": two_chains(), "chain": "B"})
     assert found["residues"][0] == "1" and found["residues"][-1] == "64"
     assert list(found["variants"]) == ["B:65-128", "B:129-192", "B:137-200"]
     whole = protein_files.ideal(EXTENDED, 200)
@@ -235,7 +235,7 @@ def test_further_windows_are_variants():
 
 def test_what_is_left_out_of_a_long_chain_is_told(monkeypatch):
     monkeypatch.setattr(data, "MOST_WINDOWS", 1)
-    found = data.parse({"file": two_chains(), "chain": "B"}, SCHEMA)
+    found = data.parse({"file": two_chains(), "chain": "B"})
     assert list(found["variants"]) == ["B:65-128"]
     assert found["warnings"] == ["2 further windows are not told of"]
 
@@ -276,7 +276,7 @@ def unordered() -> bytes:
 )
 def test_what_cannot_be_read_is_refused_in_one_sentence(item, words):
     with pytest.raises(UserError, match=words) as error:
-        data.parse(item, SCHEMA)
+        data.parse(item)
     assert "\n" not in str(error.value)
 
 
@@ -287,11 +287,11 @@ def test_what_cannot_be_read_is_refused_in_one_sentence(item, words):
 )
 def test_what_json_can_say_and_nobody_means_is_refused_too(item):
     with pytest.raises(UserError):
-        data.parse(json.loads(json.dumps(item)), SCHEMA)
+        data.parse(json.loads(json.dumps(item)))
 
 
 def test_rows_without_a_trace_are_a_straight_chain_that_is_not_known():
-    batch = data.encode({}, noise.keys(0, torch.arange(2)), SCHEMA)
+    batch = data.encode({}, noise.keys(0, torch.arange(2)))
     step = batch.value[TRACE].diff(dim=1).norm(dim=2)
     torch.testing.assert_close(step, torch.full_like(step, 3.8))
     assert not any(known.any() for known in batch.known.values())
@@ -815,7 +815,7 @@ def test_pictures_are_png(some):
         pictures.shapes(some[:5]),
         pictures.contacts(some, some),
         pictures.pairs(some[0], torch.zeros(64, 64), "nothing speaks"),
-        design.picture(some[0]),
+        pictures.one_map(some[0]),
     ):
         assert picture[:4] == PNG
 

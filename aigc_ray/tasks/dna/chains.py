@@ -39,8 +39,7 @@ def contexts(codes: Tensor) -> Contexts:
     """Of codes (B, L): 1 to 4 are A, C, G and T, 0 is a letter that is not known."""
     known = codes > 0
     letter = (codes - 1).clamp(min=0)
-    depth, words, unbroken = torch.zeros_like(codes), torch.zeros_like(codes), known.clone()
-    unbroken[:] = True
+    depth, words, unbroken = torch.zeros_like(codes), torch.zeros_like(codes), known | True
     for back in range(1, min(ORDER, codes.shape[1] - 1) + 1):
         unbroken[:, :back] = False
         unbroken[:, back:] &= known[:, :-back]

@@ -32,7 +32,7 @@ def codes_of(image: Tensor) -> Tensor:
 
 
 def stride_of(length: int) -> int:
-    """Letters that generator and critic read as one place; four times the cost for each halving."""
+    """Letters that generator and critic read as one place; more of them cost less."""
     return 2 if length <= 128 else 4
 
 

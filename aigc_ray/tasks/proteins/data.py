@@ -79,14 +79,14 @@ def letters(codes: np.ndarray) -> str:
 # --- requests ---------------------------------------------------------------------------------
 
 
-def parse(item: Mapping[str, Any], schema: Schema) -> Record:
+def parse(item: Mapping[str, Any]) -> Record:
     """The first window of a file's chain, with its other windows as variants; or 64 coordinates.
 
     Raises:
         UserError: it cannot be read, or has no such chain.
     """
     if "coordinates" in item:
-        return _window(_coordinates(item["coordinates"]), schema)
+        return _window(_coordinates(item["coordinates"]))
     content, name = item.get("file", item.get("pdb")), str(item.get("filename", "file"))
     if isinstance(content, str):
         content, name = content.encode(errors="replace"), str(item.get("filename", "pdb"))
@@ -96,7 +96,7 @@ def parse(item: Mapping[str, Any], schema: Schema) -> Record:
             '"coordinates"'
         )
     chain = _chosen(structures.parse(content, name), item.get("chain"), name)
-    windows = [_told(chain, window, schema) for window in sources.windows(chain, WINDOW)]
+    windows = [_told(chain, window) for window in sources.windows(chain, WINDOW)]
     first, others = windows[0], windows[1 : 1 + MOST_WINDOWS]
     warnings = []
     if len(windows) > 1 + MOST_WINDOWS:
@@ -115,16 +115,16 @@ def _chosen(chains: list[Chain], wanted: Any, name: str) -> Chain:
     return found
 
 
-def _told(chain: Chain, window: slice, schema: Schema) -> Record:
+def _told(chain: Chain, window: slice) -> Record:
     about = {
         "chain": chain.name,
         "residues": chain.number[window],
         "sequence": chain.sequence[window],
     }
-    return _window(chain.backbone[window, 1], schema) | about
+    return _window(chain.backbone[window, 1]) | about
 
 
-def _window(ca: np.ndarray, schema: Schema) -> Record:
+def _window(ca: np.ndarray) -> Record:
     """What is known of a window without a recogniser is not part of the question."""
     return {TRACE: (ca - ca.mean(0)).astype(np.float32)}
 
@@ -147,7 +147,7 @@ def _coordinates(given: Any) -> np.ndarray:
     return ca
 
 
-def encode(columns: Columns, row: Tensor, schema: Schema) -> Batch:
+def encode(columns: Columns, row: Tensor) -> Batch:
     """Columns as tensors; what is absent is not known, and a trace that is absent a straight
     line."""
     size = len(row)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +14,7 @@ from aigc_ray import noise
 from aigc_ray.errors import UserError
 from aigc_ray.model import Model
 from aigc_ray.task import Batch, Item, Shortfall, whole
-from aigc_ray.tasks.proteins import backbone, data, metrics
+from aigc_ray.tasks.proteins import backbone, data, metrics, pictures
 from aigc_ray.tasks.proteins.assignment import assign, fold_class
 from aigc_ray.tasks.proteins.data import LABEL, STRUCTURE, TRACE
 
@@ -149,24 +147,10 @@ def evidence(model: Model, ca: Tensor) -> Item:
             "ramachandran_allowed": round(allowed.allowed, 4),
         },
         "pdb": backbone.to_pdb(atoms[0], None, note, states),
-        "map": picture(ca),
+        "map": pictures.one_map(ca),
     }
     memory: Any = model.members[0]["memory"]
     kept = memory.trace[memory.kept]
     if len(kept):
         found["nearest"] = {"rmsd": round(float(metrics.nearest(ca[None], kept).rmsd[0]), 3)}
     return found
-
-
-def picture(ca: Tensor) -> bytes:
-    """A PNG of the distance map (64, 64), near pairs dark."""
-    from matplotlib import colormaps
-    from PIL import Image
-
-    from aigc_ray.tasks.proteins import geometry
-
-    shade = 1 - geometry.scaled(geometry.distances(ca[None]))[0].clamp(0, 1).numpy()
-    pixels = (colormaps["viridis"](shade)[:, :, :3] * 255).astype(np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize((256, 256), Image.Resampling.NEAREST).save(file, "PNG")
-    return file.getvalue()

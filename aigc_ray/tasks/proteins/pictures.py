@@ -14,21 +14,39 @@ from aigc_ray.tasks.proteins import geometry, metrics
 SHOWN = 16  # maps in a picture
 
 
-def maps(trace: Tensor, columns: int = 8) -> bytes:
-    """A PNG of distance maps, near pairs dark."""
-    from matplotlib import colormaps
+def one_map(ca: Tensor) -> bytes:
+    """A PNG of the distance map of a trace (64, 3), near pairs dark, 256 pixels a side."""
     from PIL import Image
 
-    tiles = []
-    for ca in trace[:SHOWN]:
-        shade = 1 - geometry.scaled(geometry.distances(ca[None]))[0].clamp(0, 1).numpy()
-        tile = (colormaps["viridis"](shade)[:, :, :3] * 255).astype(np.uint8)
-        tiles.append(np.pad(tile, ((2, 2), (2, 2), (0, 0)), constant_values=255))
+    drawn = Image.fromarray(_shaded(ca)).resize((256, 256), Image.Resampling.NEAREST)
+    return _saved(drawn)
+
+
+def maps(trace: Tensor, columns: int = 8) -> bytes:
+    """A PNG of distance maps, near pairs dark."""
+    from PIL import Image
+
+    tiles = [
+        np.pad(_shaded(ca), ((2, 2), (2, 2), (0, 0)), constant_values=255) for ca in trace[:SHOWN]
+    ]
     while len(tiles) % columns:
         tiles.append(np.full_like(tiles[0], 255))
     rows = [np.concatenate(tiles[i : i + columns], 1) for i in range(0, len(tiles), columns)]
+    return _saved(Image.fromarray(np.concatenate(rows)))
+
+
+def _shaded(ca: Tensor) -> np.ndarray:
+    """(L, L, 3) uint8."""
+    from matplotlib import colormaps
+
+    shade = 1 - geometry.scaled(geometry.distances(ca[None]))[0].clamp(0, 1).numpy()
+    found: np.ndarray = (colormaps["viridis"](shade)[:, :, :3] * 255).astype(np.uint8)
+    return found
+
+
+def _saved(image: Any) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(np.concatenate(rows)).save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 

@@ -43,8 +43,7 @@ LOOKED_AT = 50_000  # training windows that walks are fitted to, at most
 BLURRED = 0.6  # angstrom of error that the recogniser is shown, at most
 CLEAN = 0.1  # and up to which a window counts as one of a protein
 BLOCK = 8  # residues a side that an explanation hides at a time
-EXPLAINED, ALIKE = 8, 0.5  # windows that attributions are tried on, and correlation from which they
-# are those of any network
+EXPLAINED = 8  # windows that attributions are tried on
 JOINS = 0.1  # share of the training after which the critic has something to say to the generator
 NEAREST = 3.7  # angstrom that residues which are no neighbours are kept apart in training
 
@@ -102,10 +101,10 @@ class Proteins(Task):
         return data.read(source, self.schema, self.stride)
 
     def parse(self, item: Mapping[str, Any]) -> Record:
-        return data.parse(item, self.schema)
+        return data.parse(item)
 
     def encode(self, columns: Columns, row: Tensor) -> Batch:
-        return data.encode(columns, row, self.schema)
+        return data.encode(columns, row)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -313,27 +312,20 @@ class Proteins(Task):
 
     def accounted(self, model: Model, batch: Batch) -> dict[str, Any] | None:
         """Attributions beside those of networks that learned nothing (Adebayo et al. 2018)."""
-        from scipy.stats import spearmanr
+        from aigc_ray import explanation
 
         with torch.random.fork_rng():
             torch.manual_seed(0)
             fresh = Networks({**model.members[0], "recogniser": self.networks()["recogniser"]})
         fresh.eval()
-        alike = []
-        for trace in batch.value[TRACE][:EXPLAINED]:
-            learned, random = (
+        pairs = (
+            [
                 self._effects(one, trace[None], 0)[::BLOCK, ::BLOCK].flatten().numpy()
                 for one in (model.members[0], fresh)
-            )
-            if learned.std() > 0 and random.std() > 0:
-                alike.append(abs(float(spearmanr(learned, random).statistic)))
-        return {
-            "method": "hiding blocks of residue pairs",
-            "correlation": [float(np.mean(alike)) if alike else None],
-            "limit": ALIKE,
-            "passes": bool(alike) and float(np.mean(alike)) <= ALIKE,
-            "rows": len(alike),
-        }
+            ]
+            for trace in batch.value[TRACE][:EXPLAINED]
+        )
+        return explanation.beside_untrained("hiding blocks of residue pairs", pairs)
 
     def answer(self, prediction: Mapping[str, np.ndarray], record: Record) -> dict[str, Any]:
         shares, states = prediction["structure"], prediction["structure"].argmax(1)
