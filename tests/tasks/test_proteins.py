@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import math
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from aigc_ray import config, generate, noise, registry, rows
 from aigc_ray.adversary import Adversary
@@ -807,6 +809,12 @@ def test_attributions_are_accounted_for(trained):
 
 
 # --- pictures and settings --------------------------------------------------------------------
+
+
+def test_near_residues_are_dark_in_a_map(some):
+    drawn = np.asarray(Image.open(io.BytesIO(pictures.one_map(some[0]))).convert("L"), float)
+    apart = geometry.distances(some[:1])[0].numpy().repeat(4, 0).repeat(4, 1)
+    assert drawn[apart < 5].mean() < 0.6 * drawn[apart > 20].mean()
 
 
 def test_pictures_are_png(some):

@@ -108,7 +108,7 @@ function measured(item) {
     say("right-handed helices", right === null ? "no helix" : share(+right));
     say("torsions allowed", share(allowed));
   }
-  if (item.nearest) say("nearest in training", `${item.nearest.entry ?? "kept to itself"}, ${item.nearest.rmsd.toFixed(2)} Å away`);
+  if (item.nearest) say("nearest in training", `${item.nearest.rmsd.toFixed(2)} Å away`);
   return list;
 }
 

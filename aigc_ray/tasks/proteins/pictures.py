@@ -36,10 +36,10 @@ def maps(trace: Tensor, columns: int = 8) -> bytes:
 
 
 def _shaded(ca: Tensor) -> np.ndarray:
-    """(L, L, 3) uint8."""
+    """(L, L, 3) uint8, dark where residues are near each other."""
     from matplotlib import colormaps
 
-    shade = 1 - geometry.scaled(geometry.distances(ca[None]))[0].clamp(0, 1).numpy()
+    shade = geometry.scaled(geometry.distances(ca[None]))[0].clamp(0, 1).numpy()
     found: np.ndarray = (colormaps["viridis"](shade)[:, :, :3] * 255).astype(np.uint8)
     return found
 
