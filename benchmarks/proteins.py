@@ -37,7 +37,7 @@ from benchmarks import record
 
 COMMAND = "python -m benchmarks.proteins FOLDER"
 SOURCE = "protein_structures"
-SEEDS, BATCH, STEPS = 3, 32, 4000
+SEEDS, BATCH, STEPS = 3, 32, 1500
 DRAWN, BUILT, ANSWERS = 512, 128, 32  # structures; with backbones; of a class that are asked for
 BLUR, BENT = 0.5, 1.5  # angstrom of error: of what is recognised, of decoys
 Say = Callable[[str], None]
@@ -75,6 +75,7 @@ def shapes(ca: Tensor, test: Tensor, known: Tensor) -> dict[str, float]:
         "ramachandran_allowed": allowed.allowed,
         "ramachandran_favoured": allowed.favoured,
         "contact_js": metrics.contact_js(geometry.distances(ca), geometry.distances(test)),
+        "contact_js_train": metrics.contact_js(geometry.distances(ca), geometry.distances(known)),
         "contacts_a_residue": metrics.contact_count(geometry.distances(ca)),
         "secondary_js": metrics.secondary_js(ca, test),
         "radius_ratio": metrics.radius_ratio(ca),

@@ -18,6 +18,7 @@ PATCH, FINE = 8, 4  # residues a side of what critic and recogniser see at once 
 REACH = 8  # residues up and down the chain that a residue's own surroundings hold
 BLOCKS = 3
 ROW = (1, 5)
+SHARES = 16  # hidden units between the shares of states and the class
 ANCHORS = 8  # residues to which the distance of each is seen by the generator
 ROUNDS = 2  # of its edits
 BENT = 0.35  # radians by which an angle is edited, at most
@@ -159,7 +160,11 @@ class Critic(nn.Module):
 
 class Recogniser(nn.Module):
     """Image (B, 2, 64, 64) -> what each residue is part of, what the window is made of, and whether
-    it could be a protein's."""
+    it could be a protein's.
+
+    The class is told from nothing but the shares of states: it is defined by them, and whatever
+    else of a few hundred families is shown, is learned by heart.
+    """
 
     def __init__(self, classes: int, states: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -171,7 +176,7 @@ class Recogniser(nn.Module):
         self.state = nn.Linear(width, states)
         self.dropout = nn.Dropout(dropout)
         self.hidden = nn.Linear(4 * width, 2 * width)
-        self.head = nn.Linear(2 * width, classes)
+        self.head = nn.Sequential(nn.Linear(states, SHARES), nn.GELU(), nn.Linear(SHARES, classes))
         self.real = nn.Linear(2 * width, 1)
 
     def along_chain(self, image: Tensor) -> Tensor:
@@ -187,11 +192,15 @@ class Recogniser(nn.Module):
         seen = [x.mean((2, 3)), x.amax((2, 3)), along.mean(1), along.amax(1)]
         return F.gelu(self.hidden(torch.cat(seen, 1)))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits of states (B, 64, 3), of classes (B, K), and of being real (B,)."""
-        along = self.along_chain(image)
-        found = self.dropout(self.features(image, along))
-        return self.state(along), self.head(found), self.real(found)[:, 0]
+    def realness(self, image: Tensor, along: Tensor) -> Tensor:
+        """(B,) logits of being real."""
+        found: Tensor = self.real(self.dropout(self.features(image, along)))[:, 0]
+        return found
+
+    def kind(self, state: Tensor) -> Tensor:
+        """(B, K) logits of classes, of logits of states (B, 64, 3)."""
+        found: Tensor = self.head(state.softmax(2).mean(1) * SHARES)
+        return found
 
 
 BAND = 2 * REACH + 4  # channels of `band`

@@ -41,7 +41,8 @@ from aigc_ray.tasks.proteins.walks import TURNS, Walks
 
 LOOKED_AT = 50_000  # training windows that walks are fitted to, at most
 BLURRED = 0.6  # angstrom of error that the recogniser is shown, at most
-CLEAN = 0.1  # and up to which a window counts as one of a protein
+SEEN_CLEAN = 0.4  # share of windows that are shown nearly as they are, and told from decoys
+CLEAN = 0.1  # of the error there
 BLOCK = 8  # residues a side that an explanation hides at a time
 EXPLAINED = 8  # windows that attributions are tried on
 JOINS = 0.1  # share of the training after which the critic has something to say to the generator
@@ -74,7 +75,7 @@ class Proteins(Task):
     clash_weight: float = 0.02  # of residues that come too near
     strange_weight: float = 0.5  # of turns that real chains do not have
     adversary_rate: float = 6e-4
-    recogniser_rate: float = 1e-3
+    recogniser_rate: float = 5e-3
     references: int = 4_000  # training windows that the model keeps, to show the nearest
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
@@ -153,7 +154,7 @@ class Proteins(Task):
 
     def space(self) -> dict[str, tuple[Any, ...]]:
         return {
-            "recogniser_rate": ("log", 3e-4, 3e-3),
+            "recogniser_rate": ("log", 1e-3, 1e-2),
             "recogniser_dropout": ("linear", 0.0, 0.5),
             "adversary_rate": ("log", 1e-4, 2e-3),
             "penalty": ("log", 0.1, 5.0),
@@ -220,25 +221,41 @@ class Proteins(Task):
     def _recogniser_loss(
         self, networks: Networks, real: Batch, fake: Draw | None, step: Step
     ) -> Tensor:
-        """Secondary structure and class of windows as they are and with errors; real ones against
-        decoys."""
-        recogniser = networks["recogniser"]
-        trace, row = real.value[TRACE], real.row
-        sigma = BLURRED * noise.uniform(row, "sigma", (1,))[:, 0]
-        sigma = torch.where(noise.uniform(row, "clean", (1,))[:, 0] < 0.3, CLEAN * sigma, sigma)
-        blurred = decoys.shaken(trace, row, sigma, "blur")
-        made = decoys.decoys(trace, _memory(networks).partner(row), row)
-        states, classes, real_logits = recogniser(geometry.image(torch.cat([blurred, made])))
-        size = len(trace)
-        told = F.cross_entropy(
-            states[:size].flatten(0, 1), (real.value[STRUCTURE] - 1).flatten(), reduction="none"
-        )
-        weight = real.weight * real.known[STRUCTURE]
-        loss = step.mean(told.view(size, WINDOW).mean(1), weight)
-        labelled = losses.recognition(classes[:size], real.value[LABEL])
+        """Secondary structure and class of windows with errors, real ones and generated ones, of
+        which there are as many as one likes; clean real ones against decoys of them."""
+        recogniser: Any = networks["recogniser"]
+        trace, row, size = real.value[TRACE], real.row, len(real.row)
+        sigma = BLURRED * noise.uniform(row, "sigma", (1,))[:, 0].sqrt()
+        clean = noise.uniform(row, "clean", (1,))[:, 0] < SEEN_CLEAN
+        sigma = torch.where(clean, CLEAN * sigma, sigma)
+        (known,) = clean.nonzero(as_tuple=True)  # as real ones
+        other = _memory(networks).partner(row[known])
+        shown = [
+            decoys.shaken(trace, row, sigma, "blur"),
+            decoys.decoys(trace[known], other, row[known]),
+        ]
+        right = [real.value[STRUCTURE] - 1]
+        if fake is not None:
+            made = fake.value[TRACE].detach()
+            shown.append(decoys.shaken(made, row, sigma, "blur of generated"))
+            states = np.stack([assign(ca) for ca in made.numpy(force=True)])
+            right.append(torch.from_numpy(states).long().to(made.device))
+        # All together: the norm has statistics over what it is shown.
+        image = geometry.image(torch.cat(shown))
+        along = recogniser.along_chain(image)
+        first, *rest = along.split([len(part) for part in shown])
+        state = recogniser.state(torch.cat([first, *rest[1:]]))
+        told = F.cross_entropy(state.transpose(1, 2), torch.cat(right), reduction="none").mean(1)
+        loss = step.mean(told[:size], real.weight * real.known[STRUCTURE])
+        if fake is not None:
+            loss = loss + step.mean(told[size:], real.weight)
+        labelled = losses.recognition(recogniser.kind(state[:size]), real.value[LABEL])
         loss = loss + 0.5 * step.mean(labelled, real.weight * real.known[LABEL])
-        wrong = F.softplus(-real_logits[:size]) * (sigma <= CLEAN) / 0.4
-        return loss + 0.5 * step.mean(wrong + F.softplus(real_logits[size:]), real.weight)
+        judged = torch.cat([known, torch.arange(size, size + len(known), device=known.device)])
+        real_logits = recogniser.realness(image[judged], along[judged])
+        wrong = F.softplus(-real_logits[: len(known)]) + F.softplus(real_logits[len(known) :])
+        told_apart = wrong.new_zeros(size).index_put((known,), wrong / SEEN_CLEAN)
+        return loss + 0.5 * step.mean(told_apart, real.weight)
 
     def doubts(self, rows: Iterator[Batch]) -> list[str]:
         return [
@@ -260,10 +277,10 @@ class Proteins(Task):
         recogniser: Any = networks["recogniser"]
         image = geometry.image(batch.value[TRACE])
         along = recogniser.along_chain(image)
-        features = recogniser.features(image, along)
+        features, state = recogniser.features(image, along), recogniser.state(along)
         found = {
-            "structure": recogniser.state(along).softmax(2),
-            "probability": recogniser.head(features).softmax(1),
+            "structure": state.softmax(2),
+            "probability": recogniser.kind(state).softmax(1),
             "plausibility": torch.sigmoid(recogniser.real(features)[:, 0]),
             "features": features,
             "look": F.adaptive_avg_pool2d(image[:, :1], 8).flatten(1),
@@ -439,7 +456,8 @@ def _memory(networks: Networks) -> Memory:
 
 
 def _scored(networks: Networks, image: Tensor, target: Tensor) -> Tensor:
-    _, classes, _ = networks["recogniser"](image)
+    recogniser: Any = networks["recogniser"]
+    classes = recogniser.kind(recogniser.state(recogniser.along_chain(image)))
     found: Tensor = classes.gather(1, target[:, None])[:, 0]
     return found
 

@@ -18,8 +18,8 @@ SHAPES = 48  # kinds of a turn from one residue to the next
 ROUNDS = 20  # of k-means
 TURNS = WINDOW - 3  # dihedral angles of a window
 PRIOR = 5.0  # turns that a shorter memory counts for
-SEEN = 50_000  # turns of which it is told how rare they are, at most
-RARE = 0.05  # share of the turns of real chains that are rarer than what is usual
+SEEN = 1_000  # windows of which it is told how rare their turns are, at most
+RARE = 0.05  # share of the pairs of turns of real chains that are rarer than what is usual
 LEAST = 0.02  # radians of spread in a kind, at least
 
 
@@ -30,7 +30,7 @@ class Walks(nn.Module):
     spread: Tensor  # (SHAPES, 2, 2) lower triangle of the covariance
     first: Tensor  # (K, SHAPES, SHAPES) counts of the first two kinds
     after: Tensor  # (K, SHAPES, SHAPES, SHAPES) counts of a kind after the two before
-    usual: Tensor  # () log density that all but a few turns of real chains have
+    usual: Tensor  # () log density that all but a few pairs of turns of real chains have
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -53,25 +53,28 @@ class Walks(nn.Module):
             counts = _counted(triple.flatten(), SHAPES**3)
             self.after[number] = counts.view(SHAPES, SHAPES, SHAPES).to(self.after)
 
-        density = self._density(turns.flatten(0, 1)[:SEEN].float())
-        self.usual.copy_(density.quantile(RARE, interpolation="lower"))
+        density = self._density(turns[:SEEN])
+        self.usual.copy_(density.flatten().quantile(RARE, interpolation="lower"))
 
     def _density(self, turns: Tensor) -> Tensor:
-        """(M,) log density of turns (M, 2) under all kinds together."""
-        share = self.after.sum((0, 1, 2)) + 1
-        away = turns[:, None] - self.centre
+        """(N, TURNS-1) log density of each turn of (N, TURNS, 2) together with the next one, which
+        between them place a residue's φ and ψ."""
+        away = turns[:, :, None].to(self.centre) - self.centre
         around = torch.remainder(away[..., 1] + math.pi, 2 * math.pi) - math.pi
         first = away[..., 0] / self.spread[:, 0, 0]
         second = (around - self.spread[:, 1, 0] * first) / self.spread[:, 1, 1]
         size = self.spread[:, 0, 0] * self.spread[:, 1, 1]
-        log = -0.5 * (first.square() + second.square()) - size.log()
-        return (log + (share / share.sum()).log()).logsumexp(1)
+        log = -0.5 * (first.square() + second.square()) - size.log()  # (N, TURNS, SHAPES)
+        most = log.amax(2, keepdim=True)
+        near = (log - most).exp()
+        pairs = self.after.sum((0, 1)) + 1 / SHAPES  # no pair is impossible
+        both = ((near[:, :-1] @ (pairs / pairs.sum())) * near[:, 1:]).sum(2)
+        return both.log() + most[:, :-1, 0] + most[:, 1:, 0]
 
     def strange(self, trace: Tensor) -> Tensor:
-        """(B,) by how much turns are rarer than all but a few of real chains, the mean over a
-        trace (B, 64, 3); differentiable."""
-        turns = torch.stack([*angles(trace)], 2)
-        density = self._density(turns.flatten(0, 1)).view(len(trace), TURNS)
+        """(B,) by how much pairs of turns are rarer than all but a few of real chains, the mean
+        over a trace (B, 64, 3); differentiable."""
+        density = self._density(torch.stack([*angles(trace)], 2))
         return (self.usual - density).clamp(min=0).mean(1)
 
     def _kinds(self, turns: Tensor) -> Tensor:
