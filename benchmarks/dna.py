@@ -16,6 +16,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -399,7 +400,10 @@ def speed(model: Model, test: Batch) -> dict[str, float]:
 def measured(name: str, folder: Path, seeds: int, say: Say) -> dict[str, Any]:
     where = folder / name
     facts = ingest(Dna(), str(catalogue.fetch(name)), str(where), parallel=0)
-    every = [one(name, where, seed, say) for seed in range(seeds)]
+    every = [
+        record.once(folder / f"{name}-{seed}.json", partial(one, name, where, seed, say))
+        for seed in range(seeds)
+    ]
     found: dict[str, Any] = {
         arm: {key: record.mean([each[arm][key] for each in every]) for key in every[0][arm]}
         for arm in every[0]

@@ -15,6 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,10 @@ def main() -> None:
     os.environ.setdefault("AIGC_HOME", str(options.folder / "home"))
     where = options.folder / SOURCE
     facts = ingest(Proteins(), str(catalogue.fetch(SOURCE)), str(where), parallel=0)
-    every = [one(where, seed, print) for seed in range(options.seeds)]
+    every = [
+        record.once(options.folder / f"seed-{seed}.json", partial(one, where, seed, print))
+        for seed in range(options.seeds)
+    ]
     kept: dict[str, Any] = {
         arm: {
             key: record.mean([each[arm][key] for each in every if key in each[arm]])

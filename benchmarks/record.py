@@ -12,7 +12,7 @@ import statistics
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -40,6 +40,18 @@ def save(name: str, metrics: dict[str, Any], *, seeds: list[int], command: str) 
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
     return path
+
+
+def once(path: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What a part of a long measurement finds, or found before the measurement was interrupted:
+    kept in a file, and taken up only by the commit that wrote it."""
+    if path.exists():
+        kept: dict[str, Any] = json.loads(path.read_text())
+        if kept["commit"] == commit():
+            return dict(kept["found"])
+    found = work()
+    path.write_text(json.dumps({"commit": commit(), "found": found}, indent=2) + "\n")
+    return found
 
 
 def commit() -> str:
