@@ -11,8 +11,8 @@ FORBIDDEN = (
     "any decision about a patient; what it generates must not enter a patient's record."
 )
 PHANTOMS = (
-    "The training images are phantoms drawn by the program, not images of patients: what is "
-    "measured here says nothing about patients."
+    "The training data are phantoms, all or some of them: computed by a program, not taken from "
+    "patients or experiments. What is measured here says nothing about these."
 )
 
 

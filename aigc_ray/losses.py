@@ -40,6 +40,39 @@ def gradient_penalty(logits: Tensor, inputs: Tensor) -> Tensor:
     return slope.float().reshape(len(slope), -1).square().sum(1)
 
 
+def critic(
+    judge: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    real: Tensor,
+    fake: Tensor,
+    weight: Tensor,
+    mean: Mean,
+    *,
+    loss: str,
+    gamma: float,
+) -> tuple[Tensor, Tensor]:
+    """The critic's loss with the gradient penalties of both sides, and what it tells of real rows.
+
+    Args:
+        judge: of inputs (B, …) and their side, 0 for real and 1 for generated: logits of being
+            real (B,) and of classes (B, K). The sides are seen apart: two forwards cost no more
+            than one over both, and batch statistics are not mixed.
+        loss: "relativistic" or "classic".
+        gamma: weight of R1 and R2, half of which is added; 0 leaves them out.
+    """
+    told, penalties = [], []
+    for side, inputs in enumerate((real, fake)):
+        inputs = inputs.detach().requires_grad_(gamma > 0)
+        told.append(judge(inputs, side))
+        if gamma > 0:
+            penalties.append(gradient_penalty(told[-1][0], inputs))
+    (logits, classes), (fake_logits, _) = told
+    compared = relativistic if loss == "relativistic" else classic_critic
+    found = compared(logits, fake_logits, weight, mean)
+    if gamma > 0:
+        found = found + 0.5 * gamma * mean(penalties[0] + penalties[1], weight)
+    return found, classes
+
+
 def recognition(logits: Tensor, target: Tensor, smoothing: float = 0.0) -> Tensor:
     """(B,) cross-entropy: of one class (target (B,)), or the mean over several yes-or-no labels."""
     if target.dtype == torch.int64:

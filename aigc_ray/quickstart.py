@@ -19,6 +19,8 @@ from aigc_ray import catalogue, cluster, config, registry, serving, storage
 from aigc_ray.ingest import ingest, load_manifest
 from aigc_ray.tasks import task_class
 from aigc_ray.tasks.diagnosis import phantoms
+from aigc_ray.tasks.dna import phantoms as sequences
+from aigc_ray.tasks.proteins import phantoms as structures
 from aigc_ray.train import train
 
 # What fits into six minutes of two cores; `aigc-ray train` without settings trains for longer, a
@@ -52,7 +54,31 @@ MOLECULES = {
     "references": 1000,
 }
 WISH: dict[str, Any] = {"n": 4, "seed": 1, "targets": {"qed": [0.7, 1.0]}}
+# No set of promoters or of structures comes with a package: a minute more for each, on phantoms.
+SEQUENCES = {"train": 1200, "val": 200, "test": 300}
+DNA = {
+    "num_workers": 0,
+    "steps": 120,
+    "width": 16,
+    "recogniser_width": 32,
+    "validate_every": 60,
+    "transfer_steps": 0,
+}
+PROMOTERS: dict[str, Any] = {"n": 2, "seed": 1, "class": "promoter"}
+CHAINS = 96
+PROTEINS = {
+    "num_workers": 0,
+    "batch_size": 16,
+    "steps": 60,
+    "width": 16,
+    "recogniser_width": 32,
+    "references": 200,
+    "validate_every": 30,
+    "transfer_steps": 0,
+}
+PHANTOMS = "phantoms drawn by this program"
 FORESEEN = ("harrell_c", "ibs", "d_calibration_p")
+FOLDED = ("auc", "structure_acc")
 WORKERS = 2
 TOLD = ("auc", "acc", "ece", "answered", "answered_acc")  # of the test split
 BUCKET = "aigc-quickstart"
@@ -82,7 +108,7 @@ def quickstart(*, s3: bool = False, leave: bool = False, port: int = 8000) -> di
         if s3:
             stack.enter_context(_bucket())
         source, synthetic = _source()
-        done("data", f"{source.name}{' (phantoms drawn by this program)' if synthetic else ''}")
+        done("data", f"{source.name}{f' ({PHANTOMS})' if synthetic else ''}")
         stack.enter_context(cluster.session(cpus=WORKERS + 2))
         data = storage.join(storage.home(), "data", source.stem)
         ingest(task_class("diagnosis")(), str(source), data)
@@ -102,6 +128,13 @@ def quickstart(*, s3: bool = False, leave: bool = False, port: int = 8000) -> di
         nats = drawn["metrics"]["test"]["nats"]
         told = f"{drawn['model']}, compounds of {COMPOUNDS}, test split {nats:.1f} nats a molecule"
         done("molecules", f"{told}; the pretrained model is promoted")
+        read = _dna()
+        told = _told({"auc": read["metrics"]["test"]["auc"]})
+        done("dna", f"{read['model']}, {PHANTOMS}, test split {told}")
+        folded, chain = _proteins()
+        found = folded["metrics"]["test"]
+        told = _told({name: found[name] for name in FOLDED if found.get(name) is not None})
+        done("proteins", f"{folded['model']}, {PHANTOMS}, test split {told}")
         stack.callback(serving.run(port=port, block=False))
         address = f"http://127.0.0.1:{port}"
         done("serve", address)
@@ -112,10 +145,15 @@ def quickstart(*, s3: bool = False, leave: bool = False, port: int = 8000) -> di
         done("patient", json.dumps({key: curve[key] for key in ("median", "interval", "horizons")}))
         made = _ask(address, "molecules/generate", WISH)
         done("molecule", json.dumps([item["smiles"] for item in made["items"]]))
+        written = _ask(address, "dna/generate", PROMOTERS)
+        done("sequence", json.dumps([item["sequence"] for item in written["items"]]))
+        seen = _predict(address, "proteins", {"pdb": chain})
+        window = seen["items"][0]
+        done("structure", window["secondary_structure"])
         total = round(time.monotonic() - began, 1)
-        report = summary["report"]
         print(f"the page    {address}", file=sys.stderr)
-        for uri in (report, foreseen["report"], drawn["report"]):
+        reports = [one["report"] for one in (summary, foreseen, drawn, read, folded)]
+        for uri in reports:
             print(f"the report  {_link(uri) if s3 else uri}", file=sys.stderr)
         print(f"in {total} s", file=sys.stderr)
         if leave:
@@ -137,8 +175,22 @@ def quickstart(*, s3: bool = False, leave: bool = False, port: int = 8000) -> di
                     "answer": made,
                     "report": drawn["report"],
                 },
+                "dna": {
+                    "metrics": read["metrics"],
+                    "training": read["training"],
+                    "answer": written,
+                    "report": read["report"],
+                    "synthetic": True,
+                },
+                "proteins": {
+                    "metrics": folded["metrics"],
+                    "training": folded["training"],
+                    "answer": seen,
+                    "report": folded["report"],
+                    "synthetic": True,
+                },
                 "page": address,
-                "report": report,
+                "report": summary["report"],
             }
         print("Ctrl-C ends it", file=sys.stderr)
         while True:
@@ -191,6 +243,28 @@ def _molecules() -> dict[str, Any]:
     summary = train("molecules", data, MOLECULES)
     registry.promote(f"molecules@{registry.PRETRAINED}")
     return summary
+
+
+def _dna() -> dict[str, Any]:
+    """A small model of sequences that this program draws, trained and promoted."""
+    path = storage.cache() / "phantoms.csv"
+    sequences.write(path, **SEQUENCES)
+    data = storage.join(storage.home(), "data", "dna_phantoms")
+    ingest(task_class("dna")(), str(path), data, parallel=0)
+    summary = train("dna", data, DNA)
+    registry.promote(summary["model"])
+    return summary
+
+
+def _proteins() -> tuple[dict[str, Any], str]:
+    """The same of structures; and one of them, as a PDB file."""
+    folder = storage.cache() / "phantoms"
+    structures.write(folder, chains=CHAINS)
+    data = storage.join(storage.home(), "data", "protein_phantoms")
+    ingest(task_class("proteins")(), str(folder), data, parallel=0)
+    summary = train("proteins", data, PROTEINS)
+    registry.promote(summary["model"])
+    return summary, min(folder.iterdir()).read_text()
 
 
 def _image(data: str) -> dict[str, Any]:

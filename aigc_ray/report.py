@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from aigc_ray.card import whose
+from aigc_ray.card import PHANTOMS, whose
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem;
@@ -50,10 +50,7 @@ def render(
         "<p class='note'>This is research software, not a medical device.</p>",
     ]
     if info.get("data", {}).get("synthetic"):
-        parts.append(
-            "<p class='note'>The training images are phantoms drawn by the program; "
-            "nothing here was learned from patients.</p>"
-        )
+        parts.append(f"<p class='note'>{PHANTOMS}</p>")
     parts += [f"<p class='note'>{escape(limit)}.</p>" for limit in info.get("limits", [])]
     parts += ["<h2>Metrics</h2>", metrics_table(info.get("metrics", {}), info.get("intervals", {}))]
     if info.get("intervals"):

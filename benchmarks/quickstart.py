@@ -9,7 +9,7 @@ import sys
 import tempfile
 
 from aigc_ray.cluster import STORE_BYTES
-from aigc_ray.quickstart import TOLD
+from aigc_ray.quickstart import FOLDED, TOLD
 from benchmarks.record import PeakMemory, save
 
 
@@ -32,7 +32,12 @@ def main() -> None:
             for name in ("harrell_c", "ibs", "d_calibration_p")
         },
         "molecules": {"nats": found["molecules"]["metrics"]["test"]["nats"]},
-        "synthetic": found["synthetic"],
+        "dna": {"auc": found["dna"]["metrics"]["test"]["auc"]},
+        "proteins": {name: found["proteins"]["metrics"]["test"][name] for name in FOLDED},
+        "synthetic": {
+            "diagnosis": found["synthetic"],
+            **{task: found[task]["synthetic"] for task in ("dna", "proteins")},
+        },
         "training": found["training"],
     }
     save("quickstart", metrics, seeds=[0], command="python -m benchmarks.quickstart")

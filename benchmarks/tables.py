@@ -277,6 +277,89 @@ def activities() -> str:
     return _rows(head, rows) + _when("activities")
 
 
+def dna() -> str:
+    """How sequences are recognised, and how like real ones generated ones are."""
+    metrics = results("dna")["metrics"]
+    sets = {name: every for name, every in metrics.items() if "js_ratio" in every}
+    rows: list[tuple[Any, ...]] = []
+    told = {"": "", "plain_cnn": "plain CNN", "boosted_kmers": "boosted words", "chains": "chains"}
+    for name, every in sets.items():
+        rows += [
+            (
+                f"{name}, {figure}",
+                *(_known(every.get(arm, {}) if arm else every, figure) for arm in told),
+            )
+            for figure in ("auc", "acc", "ece", "auc_without_relatives")
+        ]
+    head = " | ".join(["test split, recognised", "aigc_ray", *list(told.values())[1:]])
+    first = _rows(head, rows)
+    made = {"": "aigc_ray", "chains": "chains alone", "markov_5": "Markov chain of order 5"}
+    figures = {
+        "js_ratio": "divergence of words, over real against real",
+        "motif_places": "of motifs' places, over real against real",
+        "motif_gaps": "of distances between motifs, over real against real",
+        "told_apart_auc": "told from real by another network, AUC",
+        "tstr_over_trtr": "AUC, taught by generated over by real",
+        "copy_rate": "copies of training sequences",
+        "conditional_acc_raw": "of their class to a plain CNN",
+        "conditional_acc": "of their class, as answered",
+        "answers_js_ratio": "divergence of words, as answered",
+    }
+    rows = [
+        (f"{name}, {text}", *(_known(every.get(arm, {}) if arm else every, key) for arm in made))
+        for name, every in sets.items()
+        for key, text in figures.items()
+    ]
+    second = _rows(" | ".join(["generated", *made.values()]), rows)
+    return f"{first}\n\n{second}{_when('dna')}"
+
+
+def proteins() -> str:
+    """What generated backbones are like, and how windows are recognised."""
+    metrics = results("proteins")["metrics"]
+    arms = {"": "recovered", "answers": "answered", "unedited": "walks, not edited", "real": "real"}
+    figures = {
+        "raw_bond_ok": "bonds of 3.8 ± .3 Å in the map",
+        "bond_ok": "bonds of 3.8 ± .1 Å",
+        "clash_rate": "pairs that clash",
+        "structures_with_clashes": "structures with a clash",
+        "right_handed": "helices that are right-handed",
+        "ramachandran_allowed": "torsions allowed",
+        "contact_js": "divergence of contacts from test windows",
+        "contact_js_train": "from training windows",
+        "radius_ratio": "radius over a folded chain's",
+        "secondary_js": "divergence of secondary structure",
+        "of_its_class": "of the class asked for",
+        "plausible": "plausible to the recogniser",
+        "nearest_rmsd": "Å to the nearest training window",
+        "diversity_rmsd": "Å from each other",
+    }
+    rows: list[tuple[Any, ...]] = [
+        (text, *(_known(metrics.get(arm, {}) if arm else metrics, key) for arm in arms))
+        for key, text in figures.items()
+    ]
+    first = _rows(" | ".join(["generated", *arms.values()]), rows)
+    told = {
+        "secondary_structure_acc": "secondary structure with .5 Å of error",
+        "secondary_structure_acc_rule": "the rule on the same coordinates",
+        "secondary_structure_acc_clean": "without error",
+        "plausibility_auc": "AUC, real against decoys",
+        "plausibility_auc_bent": "bent ones",
+        "plausibility_auc_joined": "joined ones",
+        "auc": "AUC, class",
+        "acc": "right class",
+        "recovery_rmsd": "Å, test windows from their maps",
+    }
+    rows = [(text, _known(metrics, key)) for key, text in told.items()]
+    rows += [
+        (f"{key.replace('_', ' ')}", f"{value:.2f}")
+        for key, value in metrics["speed"].items()
+        if key.endswith("seconds")
+    ]
+    second = _rows("test split, recognised | aigc_ray", rows)
+    return f"{first}\n\n{second}{_when('proteins')}"
+
+
 def _measured(of: dict[str, Any] | None, figure: str) -> str:
     found = (of or {}).get(figure, "–")
     return _spread(found, 3) if isinstance(found, dict) else str(found)
@@ -317,6 +400,8 @@ TABLES = {
     "obtained": obtained,
     "activities": activities,
     "molecule_speed": molecule_speed,
+    "dna": dna,
+    "proteins": proteins,
 }
 
 if __name__ == "__main__":

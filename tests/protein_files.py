@@ -10,20 +10,16 @@ from typing import Any
 import gemmi
 import numpy as np
 
-HELICAL, EXTENDED = (91.0, 50.0), (124.0, -170.0)  # degrees: angle and dihedral of CA atoms
+from aigc_ray.tasks.proteins.phantoms import (  # noqa: F401  some for those who import this
+    EXTENDED,
+    HELICAL,
+    KINDS,
+    built,
+    windows,
+)
+
 NAMES = ("ALA", "LEU", "LYS", "GLU", "SER", "VAL", "THR")
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
-# What chains are made of, piece after piece, over and over: H helix, E strand, L loop, with their
-# residues, one more or less.
-KINDS = {
-    "alpha": (("H", 14), ("L", 3), ("H", 18), ("L", 4)),
-    "beta": (("E", 7), ("L", 3), ("E", 9), ("L", 4)),
-    "alpha and beta": (("H", 13), ("L", 3), ("E", 7), ("L", 4), ("E", 7), ("L", 3)),
-    "little": (("L", 15), ("H", 6), ("L", 15), ("E", 4)),
-}
-NEAREST = 3.8  # angstrom that residues of a made chain which are no neighbours are kept apart
-TRIED = 100, 9  # chains, at least and for each that is wanted
-
 Records = Sequence[str]  # the lines of one residue
 
 
@@ -32,66 +28,11 @@ Records = Sequence[str]  # the lines of one residue
 
 def trace(angles: Sequence[float] | np.ndarray, turns: Sequence[float] | np.ndarray) -> np.ndarray:
     """(n, 3) CA atoms 3.8 Å apart, with an angle and a dihedral a residue in degrees."""
-    return _built(np.array([angles]), np.array([turns]))[0]
-
-
-def _built(angles: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """(N, n, 3) of (N, n) angles and dihedrals; a chain's first two say nothing."""
-    points = np.zeros((*angles.shape, 3))
-    points[:, 1, 0] = 3.8
-    before = np.array([[0, 1.0, 0]])  # what the first dihedral is measured from
-    angles, turns = np.radians(angles)[..., None], np.radians(turns)[..., None]
-    for i in range(2, angles.shape[1]):
-        along = (points[:, i - 1] - points[:, i - 2]) / 3.8
-        normal = np.cross(before, along)
-        normal /= np.linalg.norm(normal, axis=1, keepdims=True)
-        turned = np.cos(turns[:, i]) * np.cross(normal, along) + np.sin(turns[:, i]) * normal
-        step = np.sin(angles[:, i]) * turned - np.cos(angles[:, i]) * along
-        points[:, i] = points[:, i - 1] + 3.8 * step
-        before = along
-    return points
+    return built(np.array([angles]), np.array([turns]))[0]
 
 
 def ideal(kind: tuple[float, float], count: int) -> np.ndarray:
     return trace(np.full(count, kind[0]), np.full(count, kind[1]))
-
-
-def windows(kind: str, count: int, seed: int = 0, length: int = 64) -> np.ndarray:
-    """(count, length, 3) chains of one of `KINDS` without clashes, the most compact of some."""
-    draw = np.random.default_rng(seed)
-    angle, turn = (
-        np.stack(part)
-        for part in zip(
-            *(_angles(kind, length, draw) for _ in range(max(TRIED[0], TRIED[1] * count))),
-            strict=True,
-        )
-    )
-    made = _built(angle, turn)
-    i, j = np.triu_indices(length, 3)
-    distance = np.linalg.norm(made[:, i] - made[:, j], axis=2)
-    clashes = (distance < NEAREST).any(1)
-    best = np.lexsort([distance.mean(1), clashes])[:count]
-    assert not clashes[best].any()
-    return made[np.sort(best)]
-
-
-def _angles(kind: str, length: int, draw: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    pieces = KINDS[kind]
-    angle: list[float] = []
-    turn: list[float] = []
-    number = int(draw.integers(len(pieces)))
-    while len(angle) < length:
-        what, count = pieces[number % len(pieces)]
-        count += int(draw.integers(-1, 2))
-        if what == "L":
-            angle += [*draw.uniform(95, 140, count)]
-            turn += [*draw.uniform(-180, 180, count)]
-        else:
-            middle, spread = (HELICAL, (2, 4)) if what == "H" else (EXTENDED, (5, 12))
-            angle += [*draw.normal(middle[0], spread[0], count)]
-            turn += [*draw.normal(middle[1], spread[1], count)]
-        number += 1
-    return np.array(angle[:length]), np.array(turn[:length])
 
 
 def letters(count: int, seed: int) -> str:

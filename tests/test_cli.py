@@ -14,7 +14,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from aigc_ray import catalogue, quickstart
+from aigc_ray import catalogue, fidelity, quickstart
 from aigc_ray.cli import main
 from aigc_ray.tasks.diagnosis import phantoms
 from tests.tiny import TINY, ingested
@@ -176,6 +176,7 @@ def test_a_quickstart_whose_bucket_is_gone_does_not_promise_to_go_on(monkeypatch
     assert capsys.readouterr().err == "interrupted\n"
 
 
+@pytest.mark.timeout(600)
 def test_the_quickstart_goes_the_whole_way_through_s3(monkeypatch, capsys, free_port, tmp_path):
     """Without any data within reach, on phantoms, in a bucket of a server on loopback."""
 
@@ -197,6 +198,14 @@ def test_the_quickstart_goes_the_whole_way_through_s3(monkeypatch, capsys, free_
     monkeypatch.setattr(quickstart, "PROGNOSIS", small)
     tiny = {"num_workers": 0, "steps": 20, "adversarial_steps": 2, "width": 32, "critic_width": 16}
     monkeypatch.setattr(quickstart, "MOLECULES", tiny | {"batch_size": 32, "references": 100})
+    tiny = {"num_workers": 0, "batch_size": 16, "width": 8, "recogniser_width": 8}
+    tiny |= {"precision": "fp32", "transfer_steps": 0}
+    monkeypatch.setattr(quickstart, "SEQUENCES", {"train": 96, "val": 40, "test": 40})
+    monkeypatch.setattr(quickstart, "DNA", tiny | {"steps": 10, "validate_every": 10})
+    monkeypatch.setattr(quickstart, "CHAINS", 24)
+    few = {"steps": 4, "validate_every": 4, "references": 20}
+    monkeypatch.setattr(quickstart, "PROTEINS", tiny | few)
+    monkeypatch.setattr(fidelity, "GENERATED", 50)  # a recovered structure takes its time
     link, pages = quickstart._link, []
 
     def followed(uri):
@@ -219,5 +228,16 @@ def test_the_quickstart_goes_the_whole_way_through_s3(monkeypatch, capsys, free_
     made = result["molecules"]["answer"]
     assert made["model"]["task"] == "molecules" and len(made["items"]) == 4
     assert all(0.7 <= item["properties"]["qed"] <= 1 for item in made["items"])
-    assert result["report"].startswith("s3://") and "</html>" in pages[0]
+    for task, phase in (("dna", "sequence"), ("proteins", "structure")):
+        found = result[task]
+        assert found["synthetic"] and found["answer"]["model"]["task"] == task
+        assert {task, phase} <= set(result["seconds"])
+        assert f"{task}: {task}:1, phantoms drawn by this program, test split auc 0." in err
+    assert all(len(item["sequence"]) == 80 for item in result["dna"]["answer"]["items"])
+    (window,) = result["proteins"]["answer"]["items"]
+    assert len(window["secondary_structure"]) == 64 and "A:17-80" in window
+    assert result["report"].startswith("s3://") and len(pages) == 5
+    assert all("</html>" in page for page in pages)
+    told = ["training data are phantoms" in page for page in pages]
+    assert told == [True, False, False, True, True]
     assert "the report  http://127.0.0.1:" in err and "HTTP/1.1" not in err

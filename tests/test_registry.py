@@ -391,13 +391,13 @@ def test_the_card_says_what_the_model_is_not_and_how_it_fared() -> None:
     assert "- Only \\| small images." in text
     assert "train 512, val 64" in text and "ab" * 32 in text
     assert "not calibrated" in text and "Seeds: 0, 1." in text
-    assert "phantoms drawn" not in text
+    assert "training data are phantoms" not in text
 
 
 def test_the_card_of_phantoms_says_so_first() -> None:
     text = card(described(data=described()["data"] | {"synthetic": True}))
     first = text.split("\n\n")[1]
-    assert first.startswith("The training images are phantoms drawn by the program")
+    assert first.startswith("The training data are phantoms")
 
 
 def test_the_card_needs_no_key_at_all() -> None:

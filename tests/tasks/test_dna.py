@@ -12,7 +12,6 @@ import time
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from aigc_ray import config, fidelity, generate, noise, registry, rows, tables
 from aigc_ray.adversary import Adversary
@@ -23,15 +22,7 @@ from aigc_ray.schema import Schema
 from aigc_ray.task import Batch, Shortfall
 from aigc_ray.tasks.dna import data, design, metrics, pictures
 from aigc_ray.tasks.dna.chains import Chains, contexts, flipped
-from aigc_ray.tasks.dna.networks import (
-    NOISE,
-    Critic,
-    Generator,
-    Recogniser,
-    codes_of,
-    image,
-    stride_of,
-)
+from aigc_ray.tasks.dna.networks import Chosen, Critic, Recogniser, image
 from aigc_ray.tasks.dna.task import Dna
 from tests import sequence_files
 from tests.sequence_files import AFTER, MOTIF, PLACE, other_strand
@@ -262,16 +253,14 @@ def test_chains_that_are_loaded_say_what_those_that_were_kept_said(trained):
 
 
 @pytest.mark.parametrize("length", [16, 41, 128, 130, 257])
-def test_networks_read_any_length_and_an_untrained_generator_changes_nothing(length):
+def test_networks_read_any_length_and_both_strands_alike(length):
     torch.manual_seed(0)
-    codes = torch.randint(1, 5, (3, length))
-    label, z = torch.tensor([0, 1, 0]), torch.randn(3, NOISE)
-    assert stride_of(length) == (2 if length <= 128 else 4)
-    made = Generator(length, 2, 16)(codes, z, label)
-    assert made.shape == (3, 4, 1, length)
-    torch.testing.assert_close(made, image(codes))
-    logits, classes = Critic(length, 2, 16)(made, label)
+    codes, label = torch.randint(1, 5, (3, length)), torch.tensor([0, 1, 0])
+    critic = Critic(length, 2, 16)
+    logits, classes = critic.both(codes, label)
     assert logits.shape == (3,) and classes.shape == (3, 2)
+    torch.testing.assert_close(critic.both(flipped(codes), label), (logits, classes))
+    assert not torch.allclose(critic(image(codes), label)[0], logits)
     features = Recogniser(length, 2, 16, 0.0).both(codes)
     assert features.shape == (3, 16)
     both = Recogniser(length, 2, 16, 0.0).eval()
@@ -283,67 +272,76 @@ def test_an_image_has_one_letter_a_place_and_a_quarter_of_each_where_none_is_kno
     assert made.shape == (1, 4, 1, 5)
     assert torch.equal(made[0, :, 0, :4], torch.eye(4))
     assert (made[0, :, 0, 4] == 0.25).all()
-    assert codes_of(made)[0, :4].tolist() == [1, 2, 3, 4]
     # The other strand's image is this one's from its other end, with complements.
     codes = torch.randint(0, 5, (2, 9))
     assert torch.equal(image(flipped(codes)), image(codes).flip(1, 3))
 
 
-@pytest.fixture(params=[41, 130])
-def editor(request):
-    """A generator that changes many letters, and what it is given."""
+def test_a_candidate_passes_as_often_as_the_critic_holds_it_real():
+    odds = torch.tensor([0.5, 0.3, 0.2])
+    count = 20_000
+    chosen = Chosen()(odds.log().expand(count, 3), random(count, "choice", 3))
+    share = torch.bincount(chosen, minlength=3) / count
+    torch.testing.assert_close(share, odds, atol=0.015, rtol=0)
+    edge = torch.tensor([[0.0, 0.0], [0.0, 1 - 2**-24]])  # the ends of what random numbers are
+    assert Chosen()(torch.zeros(2, 2), edge).tolist()[1] == 1
+
+
+def test_what_the_critic_holds_real_is_generated_more_often(trained, monkeypatch):
+    model, _ = trained
+    label = torch.arange(400) % 2
+    row = noise.keys(6, torch.arange(400))
+    batch = Batch({"label": label}, {"label": label >= 0}, torch.ones(400), row)
+
+    def paired(codes: torch.Tensor) -> torch.Tensor:
+        return (codes[:, 1:] == codes[:, :-1]).float().mean(1)
+
+    first = {**model.members[0], "generator": model.members[0]["chains"]}
+    alone = Model(model.task, [torch.nn.ModuleDict(first)], {}).draw(batch).value["sequence"]
+    monkeypatch.setattr(Critic, "both", lambda self, codes, _: (40 * paired(codes), None))
+    chosen = model.draw(batch).value["sequence"]
+    assert paired(chosen).mean() > paired(alone).mean() + 0.05
+
+
+def test_candidates_are_of_one_part_and_the_first_passes_without_a_critic(trained):
+    model, _ = trained
+    networks, label = model.members[0], torch.arange(200) % 2
+    row = noise.keys(5, torch.arange(200))
+    batch = Batch({"label": label}, {"label": label >= 0}, torch.ones(200), row)
+    seen: list[torch.Tensor] = []
+    chains = networks["chains"]
+
+    def said(every, numbers, fixed=None):
+        seen.append(numbers.view(200, -1, numbers.shape[1]))
+        return Chains.say(chains, every, numbers, fixed)
+
+    first = torch.nn.ModuleDict({**networks, "generator": chains}).eval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chains, "say", said)
+        drawn = model.task.draw(first, batch).value["sequence"]
+    (numbers,) = seen
+    assert numbers.shape[1] == model.task.candidates == 8
+    assert (numbers[:, :, 0] == numbers[:, :1, 0]).all()
+    assert len(numbers[0, :, 1].unique()) == 8
+    assert torch.equal(drawn, chains.say(label, numbers[:, 0]))
+    chosen = model.task.draw(networks, batch).value["sequence"]
+    assert 0.5 < (chosen != drawn).any(1).float().mean() < 1
+
+
+@pytest.mark.parametrize("length", [41, 130])
+def test_rows_do_not_touch_each_other(length):
     torch.manual_seed(1)
-    generator = Generator(request.param, 2, 16).requires_grad_(False)
-    torch.nn.init.normal_(generator.edit.weight, std=1.0)
-    codes = torch.randint(1, 5, (5, request.param))
-    return generator, codes, torch.randn(5, NOISE), torch.tensor([0, 1, 0, 1, 1])
-
-
-def test_edited_images_are_hard_and_fixed_letters_stay(editor):
-    generator, codes, z, label = editor
-    made = generator(codes, z, label)
-    changed = codes_of(made) != codes
-    assert 0.05 < changed.float().mean() < 0.95
-    hot = F.one_hot(codes_of(made) - 1, 4).float().transpose(1, 2)[:, :, None]
-    torch.testing.assert_close(made, hot, atol=1e-6, rtol=0)
-    fixed = torch.where(torch.rand(codes.shape) < 0.5, codes, 0)
-    kept = codes_of(generator(codes, z, label, fixed))
-    assert torch.equal(kept[fixed > 0], codes[fixed > 0])
-    assert (changed & (fixed > 0)).any() and (kept != codes).any()
-
-
-def test_the_gradient_passes_the_choice_of_letters_but_for_fixed_ones(editor):
-    generator, codes, z, label = editor
-    generator.requires_grad_(True)
-    fixed = torch.zeros_like(codes)
-    fixed[:, 3:9] = codes[:, 3:9]
-    found = []
-    for given in (None, fixed, codes):
-        generator.zero_grad()
-        made = generator(codes, z, label, given)
-        (
-            made * torch.randn(made.shape, generator=torch.Generator().manual_seed(0))
-        ).sum().backward()
-        found.append(float(generator.edit.weight.grad.abs().sum()))
-    assert found[0] > 0 and found[1] > 0
-    assert found[2] == 0
-
-
-def test_rows_do_not_touch_each_other(editor):
-    generator, codes, z, label = editor
-    length = codes.shape[1]
+    codes, label = torch.randint(1, 5, (5, length)), torch.tensor([0, 1, 0, 1, 1])
     critic, recogniser = Critic(length, 2, 16), Recogniser(length, 2, 16, 0.2)
     for network in (critic, recogniser):
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.1)
         network.eval()
-    made = generator(codes, z, label)
     logits, classes = critic(image(codes), label)
     features = recogniser.both(codes)
     assert logits.std() > 0 and features.std(0).max() > 0
     for row in range(len(codes)):
         one = slice(row, row + 1)
-        assert torch.equal(codes_of(generator(codes[one], z[one], label[one])), codes_of(made)[one])
         alone = critic(image(codes[one]), label[one])
         torch.testing.assert_close(alone[0], logits[one], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(alone[1], classes[one], atol=1e-4, rtol=1e-4)

@@ -7,13 +7,14 @@ import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from aigc_ray import rows, tables
 from aigc_ray.errors import UserError
 from aigc_ray.ingest import ingest
-from aigc_ray.tasks.dna import data
+from aigc_ray.tasks.dna import data, metrics, phantoms
 from aigc_ray.tasks.dna.task import Dna
 from tests import sequence_files
 from tests.sequence_files import other_strand
@@ -343,12 +344,73 @@ def test_a_source_that_is_not_there_and_a_column_of_names_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("steps", 0), ("width", 0), ("penalty_every", 0), ("recogniser_dropout", 1.0),
-     ("penalty", -1.0), ("penalty", float("nan"))],
+    [("steps", 0), ("width", 0), ("candidates", 0), ("recogniser_dropout", 1.0)],
 )  # fmt: skip
 def test_a_setting_that_cannot_be_is_refused_by_its_name(key, value):
     with pytest.raises(UserError, match=f"task.{key} is"):
         Dna(**{key: value})
+
+
+# --- phantoms ---------------------------------------------------------------------------------
+
+
+def test_phantoms_are_seeded_all_read_and_flagged(tmp_path):
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        phantoms.write(tmp_path / f"{name}.csv", train=60, val=20, test=20, seed=seed)
+    a, b, c = ((tmp_path / f"{name}.csv").read_text() for name in "abc")
+    assert a == b != c
+    loaded, found = taken(tmp_path, tmp_path / "a.csv")
+    assert {part: len(pairs) for part, pairs in loaded.items()} == {
+        "train": 60,
+        "val": 20,
+        "test": 20,
+    }
+    assert found["synthetic"] and found["rejects"]["count"] == 0
+    assert found["schema"][0]["shape"] == [80]
+    assert tuple(found["schema"][1]["values"]) == phantoms.CLASSES
+    assert sum(name == "promoter" for _, name in loaded["train"]) == 30
+    assert len(every(loaded)) == 100  # none is there twice
+    with pytest.raises(UserError, match="at least 70 letters; got 69"):
+        phantoms.write(tmp_path / "d.csv", length=69)
+
+
+@pytest.mark.parametrize("length", [70, 80, 200])
+def test_motifs_of_phantoms_stand_where_they_should(length):
+    label = np.arange(600) % 2
+    codes = phantoms.draw(label, length, np.random.default_rng(0)) + 1
+    at, middle = metrics.places(codes), length // 2 - 12
+    near = {
+        "tata_box": (0, phantoms.SPREAD, phantoms.KEPT**7),
+        "initiator": (phantoms.BEHIND, phantoms.SPREAD, phantoms.KEPT**6),
+        "gc_box": (-15, 5 + phantoms.SPREAD, phantoms.GC_BOXES * phantoms.KEPT**6),
+    }
+    for name, (place, spread, share) in near.items():
+        there = np.array([
+            any(abs(start - middle - place) <= spread for start in row) for row in at[name]
+        ])  # fmt: skip
+        assert there[label == 1].mean() == pytest.approx(share, abs=0.08)
+        assert there[label == 0].mean() < 0.12
+    both = [
+        min(abs(second - first - phantoms.BEHIND) for first in one for second in other)
+        for one, other in zip(at["tata_box"], at["initiator"], strict=True)
+        if one and other
+    ]
+    assert np.mean(np.array(both) == 0) > 0.6
+
+
+def test_the_classes_of_phantoms_do_not_differ_in_their_letters():
+    codes = phantoms.draw(np.arange(800) % 2, 80, np.random.default_rng(0)) + 1
+    share = metrics.composition(codes)
+    assert abs(share[::2].mean() - share[1::2].mean()) < 0.04
+    assert np.quantile(share, 0.9) - np.quantile(share, 0.1) > 0.3  # rich in A and T, or in G and C
+
+
+@pytest.mark.parametrize(("word", "flagged"), [("yes", True), ("True", True), ("0", False)])
+def test_a_column_says_that_sequences_are_computed(tmp_path, word, flagged):
+    lines = [f"{text},{name}," for text, name in sequence_files.sequences(200)]
+    lines[50] += word
+    (tmp_path / "some.csv").write_text("\n".join(["sequence,label,Synthetic", *lines]) + "\n")
+    assert taken(tmp_path, tmp_path / "some.csv")[1]["synthetic"] is flagged
 
 
 # --- uploads and requests ---------------------------------------------------------------------

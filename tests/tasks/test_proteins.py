@@ -22,7 +22,16 @@ from aigc_ray.errors import UserError
 from aigc_ray.ingest import ingest
 from aigc_ray.model import Model, write
 from aigc_ray.task import Batch, Shortfall, Stage, stack
-from aigc_ray.tasks.proteins import data, decoys, design, geometry, metrics, pictures, structures
+from aigc_ray.tasks.proteins import (
+    data,
+    decoys,
+    design,
+    geometry,
+    metrics,
+    phantoms,
+    pictures,
+    structures,
+)
 from aigc_ray.tasks.proteins.assignment import HELIX, assign, fold_class
 from aigc_ray.tasks.proteins.data import CLASSES, LABEL, STRUCTURE, TRACE
 from aigc_ray.tasks.proteins.networks import NOISE, Critic, Generator, Recogniser, Unedited
@@ -187,6 +196,26 @@ def test_what_is_no_protein_is_set_aside_with_its_reason(ingested):
     assert set(rejects) == {"1bad.pdb", "1cut.pdb"}
     assert "neither PDB nor mmCIF" in rejects["1bad.pdb"]
     assert "50 residues, and 64 are needed" in rejects["1cut.pdb"]
+
+
+def test_phantoms_are_seeded_all_read_and_flagged(tmp_path):
+    for name, chains, seed in (("a", 24, 0), ("b", 24, 0), ("c", 24, 1)):
+        phantoms.write(tmp_path / name, chains=chains, seed=seed)
+    a, b, c = ([one.read_text() for one in sorted((tmp_path / name).iterdir())] for name in "abc")
+    assert a == b and not set(a) & set(c)
+    assert all(len(line) == 80 for one in a for line in one.splitlines())
+    manifest = ingest(Proteins(), str(tmp_path / "a"), str(tmp_path / "data"), parallel=0)
+    assert manifest["synthetic"] and manifest["rejects"]["count"] == 0
+    names, kinds = [*FIELDS, "patient", "source"], [*phantoms.KINDS]
+    families, right = set(), []
+    for split in ("train", "val", "test"):
+        table = rows.load(str(tmp_path / "data"), manifest, split, names)
+        families |= set(table["patient"])
+        for source, label in zip(table["source"], table[LABEL], strict=True):
+            number = int(str(source).removeprefix("phantom-").split(".")[0])
+            right.append(CLASSES[label] == kinds[number % len(kinds)])
+    assert len(families) == 24 and len(right) == 72
+    assert np.mean(right) > 0.8
 
 
 # --- requests ---------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from aigc_ray.tasks.proteins import backbone, geometry, metrics
+from aigc_ray.tasks.proteins import backbone, geometry, metrics, structures
 from aigc_ray.tasks.proteins.recovery import recover
 
 HELIX, STRAND = (-60.0, -45.0), (-120.0, 135.0)  # φ, ψ
@@ -259,6 +259,7 @@ def test_pdb_file_is_read_back_by_another_program(helix):
     sequence = "ACDEFGHIKLMNPQRSTVWYGGXA"
     text = backbone.to_pdb(atoms, sequence, ["two words", "y" * 80], "H" * 12 + "C" * 4 + "E" * 8)
     assert {len(line) for line in text.splitlines()} == {80}
+    assert text.startswith("EXPDTA    THEORETICAL MODEL ") and structures.theoretical(text.encode())
     structure = gemmi.read_pdb_string(text)
     (model,) = structure
     (read,) = model

@@ -12,7 +12,7 @@ import pytest
 from aigc_ray.errors import UserError
 from aigc_ray.tasks.proteins import homology, sources, structures
 from aigc_ray.tasks.proteins.assignment import HELIX, OTHER, STRAND, assign, fold_class
-from aigc_ray.tasks.proteins.structures import parse
+from aigc_ray.tasks.proteins.structures import parse, theoretical
 from tests.protein_files import (
     EXTENDED,
     HELICAL,
@@ -163,6 +163,52 @@ def test_chains_without_a_window_are_left_out():
 def test_what_old_files_have_behind_the_b_factor_is_no_matter():
     old = "\n".join(line[:66] + "  1ACB 85" for block in blocks() for line in block)
     assert len(parse(old.encode(), "one.pdb")) == 1
+
+
+MODEL = b"EXPDTA    THEORETICAL MODEL\n"
+EXPTL = b"data_1ABC\n%s\nloop_\n_atom_site.id\n_atom_site.Cartn_x\n1 2.0\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        MODEL,
+        b"HEADER    A\r\nEXPDTA    SOLUTION NMR; THEORETICAL MODEL\r\n",
+        b"EXPDTA    SOLUTION NMR;\nEXPDTA   2 THEORETICAL MODEL\n",
+        EXPTL % b"_exptl.method 'THEORETICAL MODEL'",
+        EXPTL % b"_exptl.method\n;Theoretical model\n;",
+        EXPTL
+        % b"loop_\n_exptl.entry_id\n_exptl.method\n1ABC 'SOLUTION NMR'\n1ABC 'theoretical model'",
+    ],
+)
+def test_a_file_says_that_it_is_a_model(content):
+    assert theoretical(content) and theoretical(gzip.compress(content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x1f\x8b broken",
+        gzip.compress(MODEL)[:-12],
+        b"EXPDTA    X-RAY DIFFRACTION\nREMARK   1 THEORETICAL MODEL\n",
+        b"REMARK   1 EXPDTA    THEORETICAL MODEL\n",
+        EXPTL % b"_exptl.method 'X-RAY DIFFRACTION'\n_exptl.details 'THEORETICAL MODEL'",
+        EXPTL % b"_exptl.method 'THEORETICAL MODEL'\n_exptl.details 'open",
+        text(blocks()),
+        cif(text(blocks())),
+    ],
+)
+def test_a_file_that_is_measured_or_broken_says_no_such_thing(content):
+    assert not theoretical(content)
+
+
+def test_models_are_marked_in_a_source(tmp_path):
+    (tmp_path / "1abc.pdb").write_bytes(text(blocks()))
+    (tmp_path / "made.pdb").write_bytes(MODEL + text(blocks(kind=EXTENDED)))
+    (tmp_path / "made.cif.gz").write_bytes(gzip.compress(cif(MODEL + text(blocks(80)))))
+    marked = {piece["name"]: piece.get("synthetic") for piece in sources.survey(str(tmp_path))}
+    assert marked == {"1abc.pdb": None, "made.pdb": True, "made.cif.gz": True}
 
 
 # --- what is refused --------------------------------------------------------------------------

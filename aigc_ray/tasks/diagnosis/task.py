@@ -230,25 +230,17 @@ class Diagnosis(Task):
         # At some steps only, and as much more there (Karras et al. 2020, "lazy regularization").
         gamma *= self.penalty_every * (step.number % self.penalty_every == 0)
         strength = min(step.strength, self.augmentation)
-        logits, classes, penalties = [], [], []
-        # Real and generated rows are changed apart and seen apart: two forwards cost no more than
-        # one over both, and where the critic has batch statistics they are not mixed.
-        for offset, image in enumerate((real.value["image"], fake.value["image"].float())):
-            image = image.detach().requires_grad_(gamma > 0)
-            seen = augment(image, real.row + offset, strength, flip=self.flip, stream="critic")
-            out, found = critic(seen, label, known)
-            logits.append(out)
-            classes.append(found)
-            if gamma > 0:
-                penalties.append(losses.gradient_penalty(out, image))
-        real_logits, fake_logits = logits
-        if self.loss == "relativistic":
-            loss = losses.relativistic(real_logits, fake_logits, real.weight, step.mean)
-        else:
-            loss = losses.classic_critic(real_logits, fake_logits, real.weight, step.mean)
-        if gamma > 0:
-            loss = loss + 0.5 * gamma * step.mean(penalties[0] + penalties[1], real.weight)
-        recognition = losses.recognition(classes[0], label)  # of the real rows
+
+        def judge(image: Tensor, side: int) -> tuple[Tensor, Tensor]:
+            seen = augment(image, real.row + side, strength, flip=self.flip, stream="critic")
+            told: tuple[Tensor, Tensor] = critic(seen, label, known)
+            return told
+
+        images = real.value["image"], fake.value["image"].float()
+        loss, classes = losses.critic(
+            judge, *images, real.weight, step.mean, loss=self.loss, gamma=gamma
+        )
+        recognition = losses.recognition(classes, label)  # of the real rows
         return loss + self.class_weight * step.mean(recognition, real.weight * known)
 
     def _generator_loss(

@@ -2,8 +2,8 @@
 
 A chain says which letter comes next from the five before it, as often as in a part of the class's
 sequences (rich in G and C, repetitive, …; the parts are found by expectation maximisation), and by
-the position and the one letter before it, as often as in all of the class. The generator starts
-from a draw of it, and the recogniser from the odds between the classes.
+the position and the one letter before it, as often as in all of the class. The generator draws its
+candidates from it, and the recogniser hears the odds between the classes.
 """
 
 from __future__ import annotations
@@ -86,11 +86,10 @@ class Chains(nn.Module):
             self.places[number] = counts.view(self.length, 5, 4).to(self.places)
         self._tables = None
 
-    def forward(
-        self, codes: Tensor, noise: Tensor, label: Tensor, fixed: Tensor | None = None
-    ) -> Tensor:
-        """As the generator's, without an edit: what the adversarial part adds is told beside it."""
-        return F.one_hot(codes - 1, 4).float().transpose(1, 2)[:, :, None]
+    def forward(self, logits: Tensor, random: Tensor) -> Tensor:
+        """As the generator's, but for the critic: the first of the candidates passes. What the
+        adversarial part adds is told beside it."""
+        return torch.zeros_like(logits[:, 0], dtype=torch.int64)
 
     # --- what they say ------------------------------------------------------------------------
 

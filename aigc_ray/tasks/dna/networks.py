@@ -11,12 +11,8 @@ from torch import Tensor, nn
 from aigc_ray.blocks import Embedding, Residual, low_precision
 from aigc_ray.tasks.dna.chains import flipped
 
-NOISE = 64  # numbers that a sequence is edited by
 KERNEL = (1, 5)
-KEPT = 3.0  # by how much an edit must be the better letter
-BLOCKS = 3  # residual stages of generator and critic
-UNIT = 0.2  # of the edits: one step of the optimiser moves them by so much less
-TEMPERATURE = 0.75  # of the softmax that carries the gradient past the choice of a letter
+BLOCKS = 3  # residual stages of the critic
 
 
 def image(codes: Tensor) -> Tensor:
@@ -26,93 +22,47 @@ def image(codes: Tensor) -> Tensor:
     return hot.transpose(1, 2)[:, :, None].contiguous(memory_format=torch.channels_last)
 
 
-def codes_of(image: Tensor) -> Tensor:
-    """(B, L) of hard images (B, 4, 1, L)."""
-    return image[:, :, 0].argmax(1) + 1
+class Chosen(nn.Module):
+    """(the critic's logits (B, C), random numbers (B, C) from 0 to 1) -> which of C candidates each
+    row lets pass (B,): each with the odds that the critic gives it of being real.
 
-
-def stride_of(length: int) -> int:
-    """Letters that generator and critic read as one place; more of them cost less."""
-    return 2 if length <= 128 else 4
-
-
-class _Reader(nn.Module):
-    """Image (B, 4, 1, L) -> (B, width, 1, L / stride): each place sees three times its letters."""
-
-    def __init__(self, length: int, width: int) -> None:
-        super().__init__()
-        self.stride = stride_of(length)
-        self.places = math.ceil(length / self.stride)
-        self.missing = self.places * self.stride - length
-        self.words = nn.Conv2d(4, width, (1, 3 * self.stride), (1, self.stride), (0, self.stride))
-        self.place = nn.Parameter(torch.randn(width, 1, self.places) * 0.1)
-
-    def forward(self, image: Tensor) -> Tensor:
-        found: Tensor = self.words(F.pad(image, (0, self.missing))) + self.place
-        return found
-
-
-class Generator(nn.Module):
-    """(codes (B, L), noise (B, 64), class (B,)) -> hard image (B, 4, 1, L): an editor.
-
-    It begins with a draw of the class's chains and changes letters where that wins more than it
-    costs, so it starts as they are; what chains cannot know, such as which motifs stand together
-    and how far apart, is left to it. Letters are chosen for good and the gradient passes by the
-    softmax (Bengio et al. 2013, "Estimating or propagating gradients through stochastic neurons"):
-    soft letters a critic would tell by their softness alone.
+    So the generator is what plain statistics say, as far as a critic takes it for real (sampling
+    importance resampling, Rubin 1988; by a discriminator's odds, Azadi et al. 2019, "Discriminator
+    rejection sampling"). A network that edited their letters by the critic's gradient, as the
+    generator of an image would, was tried first: it learned to leave them alone, or was told from
+    real sequences more easily than they are.
     """
 
-    def __init__(self, length: int, classes: int, width: int, *, bf16: bool = False) -> None:
-        super().__init__()
-        self.bf16, self.length = bf16, length
-        self.embed = Embedding(classes, NOISE)
-        self.read = _Reader(length, width)
-        stride = self.read.stride
-        self.tell = nn.ModuleList(nn.Linear(2 * NOISE, width) for _ in range(BLOCKS))
-        self.stages = nn.ModuleList(Residual(width, BLOCKS, kernel=KERNEL) for _ in range(BLOCKS))
-        self.edit = nn.ConvTranspose2d(width, 4, (1, 3 * stride), (1, stride), (0, stride))
-        nn.init.zeros_(self.edit.weight)
-        nn.init.zeros_(self.edit.bias)  # type: ignore[arg-type]
-
-    def forward(
-        self, codes: Tensor, noise: Tensor, label: Tensor, fixed: Tensor | None = None
-    ) -> Tensor:
-        start = image(codes)
-        known = torch.ones_like(label, dtype=torch.bool)
-        wish = torch.cat([noise, self.embed(label, known)], 1)
-        with low_precision(self.bf16, codes.device):
-            x = self.read(start)
-            for tell, stage in zip(self.tell, self.stages, strict=True):
-                x = stage(x + tell(wish)[:, :, None, None])
-        logits = KEPT * start + UNIT * self.edit(x.float())[..., : self.length]
-        if fixed is not None:
-            logits = torch.where(fixed[:, None, None] > 0, 1e4 * image(fixed), logits)
-        soft = (logits / TEMPERATURE).softmax(1)
-        hard = F.one_hot(logits.argmax(1), 4).permute(0, 3, 1, 2).to(soft.dtype)
-        return hard + soft - soft.detach()
+    def forward(self, logits: Tensor, random: Tensor) -> Tensor:
+        # The largest of logits with Gumbel's noise is a draw by their softmax.
+        return (logits - torch.log(-torch.log(random.clamp(min=1e-7)))).argmax(1)
 
 
 class Critic(nn.Module):
     """(image, class) -> how real the pair looks (B,), and which class it shows (B, K).
 
-    It sees one strand; whoever asks shows it either, or both. No layer lets one row see another, so
-    one gradient serves the penalties of all rows; the last product has no bias, since its true
+    It learns from either strand and is asked of both. The last product has no bias, since its true
     gradient under a relativistic loss is zero.
     """
 
     def __init__(self, length: int, classes: int, width: int, *, bf16: bool = False) -> None:
         super().__init__()
         self.bf16 = bf16
-        self.read = _Reader(length, width)
+        stride = 2 if length <= 128 else 4  # letters that are read as one place, to save time
+        places = math.ceil(length / stride)
+        self.missing = places * stride - length
+        # Each place sees three times its letters.
+        self.read = nn.Conv2d(4, width, (1, 3 * stride), (1, stride), (0, stride))
+        self.place = nn.Parameter(torch.randn(width, 1, places) * 0.1)
         self.stages = nn.ModuleList(Residual(width, BLOCKS, kernel=KERNEL) for _ in range(BLOCKS))
-        self.gather = nn.Parameter(torch.randn(width, 1, self.read.places) / self.read.places)
+        self.gather = nn.Parameter(torch.randn(width, 1, places) / places)
         self.features = nn.Linear(2 * width, 2 * width, bias=False)
         self.embed = Embedding(classes, 2 * width)
         self.head = nn.Linear(2 * width, classes)
 
     def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         with low_precision(self.bf16, image.device):
-            x = self.read(image)
+            x = self.read(F.pad(image, (0, self.missing))) + self.place
             for stage in self.stages:
                 x = stage(x)
         x = x.float()
@@ -121,6 +71,11 @@ class Critic(nn.Module):
         known = torch.ones_like(label, dtype=torch.bool)
         logits = (x * self.embed(label, known)).sum(1) / math.sqrt(x.shape[1])
         return logits, self.head(F.leaky_relu(x, 0.2))
+
+    def both(self, codes: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+        """Of sequences (B, L), the means over both strands."""
+        one, other = (self(image(strand), label) for strand in (codes, flipped(codes)))
+        return (one[0] + other[0]) / 2, (one[1] + other[1]) / 2
 
 
 class Recogniser(nn.Module):

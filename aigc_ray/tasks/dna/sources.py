@@ -3,7 +3,8 @@
 A table has a column of sequences and one of classes, found by their names or named by `label`. A
 record of FASTA belongs to the class that its header names as `label=NAME`, or else to that which
 its file is called after. A column "split", or a file's or a folder's name, that says train, val or
-test tells where sequences belong; a column "family", who may not be parted.
+test tells where sequences belong; a column "family", who may not be parted; a column "synthetic"
+that says yes in any row, that the file holds sequences a program drew.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from aigc_ray.task import Source
 SEQUENCES = ("sequence", "seq", "dna")
 LABELS = ("label", "class", "target", "y")
 FAMILIES = ("family", "group", "gene", "chromosome", "patient")
+COMPUTED = ("1", "true", "yes")
 PARTS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
          "dev": "val", "test": "test", "testing": "test"}  # fmt: skip
 ROWS = 5_000  # of a piece of work: each skips those before
@@ -46,7 +48,7 @@ def survey(uri: str, length: int | None, label: str | None) -> Found:
     classes: set[str] = set()
     lengths: Counter[int] = Counter()
     for path in _paths(uri):
-        known = {"path": path, "name": storage.name(path), "label": label}
+        known: Source = {"path": path, "name": storage.name(path), "label": label}
         if split := _split_of_name(path, uri):
             known["split"] = split
         count = 0
@@ -65,6 +67,8 @@ def survey(uri: str, length: int | None, label: str | None) -> Found:
                     f"{path} has more than {MOST_CLASSES} classes; name their column as label=NAME"
                 )
             lengths[len(sequence_of(row))] += 1
+            if _computed(row):
+                known["synthetic"] = True
         if not count:
             raise UserError(f"{path} holds no sequences")
         for start in range(0, count, ROWS):
@@ -156,6 +160,11 @@ def split_of(row: Mapping[str, str], source: Source) -> str | None:
 def family_of(row: Mapping[str, str]) -> str | None:
     column = _named(row, FAMILIES)
     return (row[column] or None) if column else None
+
+
+def _computed(row: Mapping[str, str]) -> bool:
+    column = _named(row, ("synthetic",))
+    return column is not None and row[column].lower() in COMPUTED
 
 
 def _words(path: str) -> list[str]:

@@ -33,11 +33,10 @@ from aigc_ray.task import (
 from aigc_ray.tasks.dna import data, design, metrics, pictures, sources
 from aigc_ray.tasks.dna.chains import Chains, flipped
 from aigc_ray.tasks.dna.data import LABEL, SEQUENCE
-from aigc_ray.tasks.dna.networks import NOISE, Critic, Generator, Recogniser, codes_of, image
+from aigc_ray.tasks.dna.networks import Chosen, Critic, Recogniser, image
 
 LOOKED_AT = 100_000  # training sequences that the chains are fitted to, at most
 EXPLAINED = 8  # sequences that attributions are tried on
-JOINS = 0.1  # share of the training after which the critic has something to say to the generator
 AT_ONCE = 512  # changed sequences that are recognised together
 
 
@@ -58,15 +57,14 @@ class Dna(Task):
 
     length: int | None = None  # letters; None: as the data are
     label: str | None = None  # the column of classes; None: one called label, class, target or y
-    loss: Literal["relativistic", "classic"] = "relativistic"
+    loss: Literal["relativistic", "classic"] = "classic"
     steps: int = 3000
-    width: int = 48  # of generator and critic
+    width: int = 48  # of the critic
+    candidates: int = 8  # draws of the chains of which the critic lets one pass
     recogniser_width: int = 64
     recogniser_dropout: float = 0.3
-    penalty: float = 1.0  # gamma of R1 and R2
-    penalty_every: int = 4  # steps
     class_weight: float = 0.5  # of the critic's class head
-    adversary_rate: float = 2e-4
+    critic_rate: float = 3e-3
     recogniser_rate: float = 2e-3
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
@@ -75,15 +73,13 @@ class Dna(Task):
             raise UserError(
                 f"task.length is from {data.SHORTEST} to {data.LONGEST}; got {self.length}"
             )
-        for key in ("steps", "width", "recogniser_width", "penalty_every"):
+        for key in ("steps", "width", "candidates", "recogniser_width"):
             if getattr(self, key) < 1:
                 raise UserError(f"task.{key} is at least 1; got {getattr(self, key)}")
         if not 0 <= self.recogniser_dropout < 1:
             raise UserError(
                 f"task.recogniser_dropout is at least 0 and below 1; got {self.recogniser_dropout}"
             )
-        if not self.penalty >= 0:
-            raise UserError(f"task.penalty is 0 or more; got {self.penalty}")
 
     # --- data -------------------------------------------------------------------------------
 
@@ -116,7 +112,7 @@ class Dna(Task):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         bf16 = self.precision == "bf16" or (self.precision == "auto" and bf16_pays(device))
         made: dict[str, nn.Module] = {
-            "generator": Generator(length, classes, self.width, bf16=bf16),
+            "generator": Chosen(),
             "critic": Critic(length, classes, self.width, bf16=bf16),
             "recogniser": Recogniser(
                 length, classes, self.recogniser_width, self.recogniser_dropout
@@ -136,14 +132,13 @@ class Dna(Task):
         _chains(networks).fit(torch.cat(codes), torch.cat(label))
 
     def stages(self) -> tuple[Stage, ...]:
-        adversary = Optimizer(self.adversary_rate, betas=(0.0, 0.95))
+        judge = Optimizer(self.critic_rate, (0.9, 0.99), weight_decay=0.01, final=0.1, warm_up=0.05)
         learner = Optimizer(
             self.recogniser_rate, (0.9, 0.999), weight_decay=0.01, final=0.0, warm_up=0.05
         )
         players = (
-            Player("critic", self._critic_loss, adversary),
+            Player("critic", self._critic_loss, judge),
             Player("recogniser", self._recogniser_loss, learner),
-            Player("generator", self._generator_loss, adversary, joins=JOINS),
         )
         return (Stage("adversarial", self.steps, players),)
 
@@ -151,56 +146,49 @@ class Dna(Task):
         return {
             "recogniser_rate": ("log", 5e-4, 5e-3),
             "recogniser_dropout": ("linear", 0.0, 0.5),
-            "adversary_rate": ("log", 1e-4, 2e-3),
-            "penalty": ("log", 0.2, 5.0),
+            "critic_rate": ("log", 1e-3, 1e-2),
         }
 
     def draw(self, networks: Networks, condition: Batch) -> Draw:
-        """Sequences for the rows' classes, with the codes under "fixed" where these are not 0."""
+        """Sequences for the rows' classes, with the codes under "fixed" where these are not 0.
+
+        While the critic learns it is shown sequences as the chains say them. From then on it lets
+        one of several candidates pass. They are of the same part of the mixture, so that the
+        critic's taste does not change how many sequences are rich in G and C.
+        """
         label, fixed = condition.value[LABEL], condition.value.get("fixed")
-        random = noise.uniform(condition.row, "chains", (self.schema[SEQUENCE].shape[0] + 1,))
-        start = _chains(networks).say(label, random, fixed)
-        z = noise.normal(condition.row, "generator", (NOISE,))
-        made = networks["generator"](start, z, label, fixed)
-        return Draw({"image": made, SEQUENCE: codes_of(made.detach()), LABEL: label}, None)
+        count = 1 if networks.training else self.candidates
+        length, size = self.schema[SEQUENCE].shape[0], len(label)
+        random = noise.uniform(condition.row, "chains", (count, length + 1))
+        random[:, :, 0] = random[:, :1, 0]
+        every = label.repeat_interleave(count)
+        if fixed is not None:
+            fixed = fixed.repeat_interleave(count, 0)
+        codes = _chains(networks).say(every, random.flatten(0, 1), fixed)
+        if count > 1:
+            critic = networks["critic"]
+            assert isinstance(critic, Critic)
+            logits = critic.both(codes, every)[0].view(size, count)
+            chosen = networks["generator"](logits, noise.uniform(condition.row, "choice", (count,)))
+            codes = codes.view(size, count, length)[torch.arange(size), chosen]
+        return Draw({"image": image(codes), SEQUENCE: codes, LABEL: label}, None)
 
     def _critic_loss(
         self, networks: Networks, real: Batch, fake: Draw | None, step: Step
     ) -> Tensor:
         assert fake is not None
         critic, label = networks["critic"], real.value[LABEL]
-        # At some steps only, and as much more there (Karras et al. 2020, "lazy regularization").
-        gamma = self.penalty * self.penalty_every * (step.number % self.penalty_every == 0)
-        logits, classes, penalties = [], [], []
-        for offset, made in enumerate((image(real.value[SEQUENCE]), fake.value["image"])):
-            seen = _either_strand(made.detach(), real.row + offset).requires_grad_(gamma > 0)
-            out, found = critic(seen, label)
-            logits.append(out)
-            classes.append(found)
-            if gamma > 0:
-                penalties.append(losses.gradient_penalty(out, seen))
-        if self.loss == "relativistic":
-            loss = losses.relativistic(logits[0], logits[1], real.weight, step.mean)
-        else:
-            loss = losses.classic_critic(logits[0], logits[1], real.weight, step.mean)
-        if gamma > 0:
-            loss = loss + 0.5 * gamma * step.mean(penalties[0] + penalties[1], real.weight)
-        told = losses.recognition(classes[0], label)
-        return loss + self.class_weight * step.mean(told, real.weight * real.known[LABEL])
 
-    def _generator_loss(
-        self, networks: Networks, real: Batch, fake: Draw | None, step: Step
-    ) -> Tensor:
-        assert fake is not None
-        label = real.value[LABEL]
-        logits, _ = networks["critic"](_either_strand(fake.value["image"], real.row + 2), label)
-        step.log("edited", step.mean(_edited(networks, fake, real), real.weight))
-        if self.loss == "classic":
-            return losses.classic_generator(logits, real.weight, step.mean)
-        with torch.no_grad():
-            seen = _either_strand(image(real.value[SEQUENCE]), real.row + 3)
-            real_logits, _ = networks["critic"](seen, label)
-        return losses.relativistic(logits, real_logits, real.weight, step.mean)
+        def judge(seen: Tensor, side: int) -> tuple[Tensor, Tensor]:
+            told: tuple[Tensor, Tensor] = critic(_either_strand(seen, real.row + side), label)
+            return told
+
+        images = image(real.value[SEQUENCE]), fake.value["image"]
+        loss, classes = losses.critic(
+            judge, *images, real.weight, step.mean, loss=self.loss, gamma=0.0
+        )
+        told = losses.recognition(classes, label)
+        return loss + self.class_weight * step.mean(told, real.weight * real.known[LABEL])
 
     def _recogniser_loss(
         self, networks: Networks, real: Batch, fake: Draw | None, step: Step
@@ -234,9 +222,9 @@ class Dna(Task):
             "look": _pairs(codes),
         }
         if "critic" in networks:
-            strands = [image(codes), image(flipped(codes))]
-            told = [networks["critic"](one, batch.value[LABEL])[1] for one in strands]
-            found["critic"] = (sum(told) / 2).softmax(1)
+            critic = networks["critic"]
+            assert isinstance(critic, Critic)
+            found["critic"] = critic.both(codes, batch.value[LABEL])[1].softmax(1)
         return found
 
     def score(self, networks: Networks, batch: Batch, target: Tensor) -> Tensor:
@@ -390,15 +378,6 @@ def _either_strand(image: Tensor, row: Tensor) -> Tensor:
     """Each row's image (B, 4, 1, L), or that of its other strand."""
     other = noise.uniform(row, "strand", (1,))[:, :, None, None] < 0.5
     return torch.where(other, image.flip(1, 3), image)
-
-
-def _edited(networks: Networks, fake: Draw, real: Batch) -> Tensor:
-    """(B,) the share of letters in which generated rows are not as the chains said."""
-    length = fake.value[SEQUENCE].shape[1]
-    start = _chains(networks).say(
-        real.value[LABEL], noise.uniform(real.row, "chains", (length + 1,))
-    )
-    return (start != fake.value[SEQUENCE]).float().mean(1)
 
 
 def _pairs(codes: Tensor) -> Tensor:

@@ -222,6 +222,8 @@ def to_pdb(
 ) -> str:
     """A PDB file (format 3.3) of one chain A of N, CA, C, O, and CB where not glycine.
 
+    It says first that it is a model: nothing that this program writes was measured.
+
     Args:
         atoms: (L, 4, 3) ångström, L up to 9999.
         sequence: L letters; without it the chain is of alanine. Other letters become UNK.
@@ -234,7 +236,8 @@ def to_pdb(
         if text is not None and len(text) != length:
             raise ValueError(f"{what} has one letter a residue, {length}; got {len(text)}")
     beta = beta_carbons(atoms)
-    lines = [
+    lines = ["EXPDTA    THEORETICAL MODEL"]
+    lines += [
         f"REMARK   3 {line[start : start + 69]}"
         for line in remarks
         for start in range(0, max(1, len(line)), 69)

@@ -39,8 +39,9 @@ _ENTRY = re.compile(r"(?:pdb_0000|pdb)?([0-9][0-9a-z]{3})(?![0-9a-z])|(.+?)_[rl]
 def survey(uri: str, stride: int = STRIDE) -> list[Source]:
     """The files of a source, a piece of work each, with the family that must stay in one split.
 
-    All are read once, since relatives are told by their sequences. A file that cannot be read is a
-    piece too: reading it again says why.
+    All are read once, since relatives are told by their sequences; one that says it is a
+    theoretical model is marked as `synthetic`. A file that cannot be read is a piece too: reading
+    it again says why.
 
     Raises:
         UserError: there is no such source, or no structure in it.
@@ -52,7 +53,10 @@ def survey(uri: str, stride: int = STRIDE) -> list[Source]:
     rows = [0] * len(pieces)
     for number, piece in enumerate(pieces):
         try:
-            chains = chains_of(piece)
+            content = _content(piece)
+            if structures.theoretical(content):
+                piece["synthetic"] = True
+            chains = _different(content, piece["name"])
         except UserError:
             chains, rows[number] = [], 1  # it will be set aside
         texts = [chain.sequence for chain in chains] or [""]  # its entry has a family all the same
@@ -91,7 +95,11 @@ def chains_of(piece: Source) -> list[Chain]:
     Raises:
         UserError: what is wrong with the file.
     """
-    chains = structures.parse(_content(piece), piece["name"])
+    return _different(_content(piece), piece["name"])
+
+
+def _different(content: bytes, name: str) -> list[Chain]:
+    chains = structures.parse(content, name)
     return list({chain.sequence: chain for chain in reversed(chains)}.values())[::-1]
 
 

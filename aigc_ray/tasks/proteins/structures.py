@@ -44,6 +44,9 @@ _COLUMNS = (  # of mmCIF's loop _atom_site; the first ones tell residues apart
     "label_comp_id", "auth_comp_id", "group_PDB", "id", "type_symbol", "label_atom_id",
     "auth_atom_id", "label_alt_id", "Cartn_x", "Cartn_y", "Cartn_z", "occupancy",
 )  # fmt: skip
+_MODEL = "THEORETICAL MODEL"  # the method of what was not measured, in both formats
+_ANYWHERE = re.compile(_MODEL.encode(), re.IGNORECASE)
+_EXPDTA = re.compile(rb"^EXPDTA[^\r\n]{0,74}" + _MODEL.encode(), re.IGNORECASE | re.MULTILINE)
 _NEXT_MODEL = re.compile(rb"^(?:ENDMDL|END[ \r\n])", re.MULTILINE)
 
 
@@ -105,6 +108,21 @@ def parse(content: bytes, name: str) -> list[Chain]:
     return [one for one in chains if any(len(segment) >= WINDOW for segment in one.segments())]
 
 
+def theoretical(content: bytes) -> bool:
+    """Whether a file says that it is a model; no for one that cannot be read."""
+    try:
+        text = _unpacked(content, "file")
+        if not _is_cif(text):
+            return _EXPDTA.search(text) is not None
+        if not _ANYWHERE.search(text):  # which is quicker than to read it
+            return False
+        document = gemmi.cif.read_string(text)
+    except (UserError, RuntimeError, ValueError, IndexError, OverflowError):
+        return False
+    methods = [one for block in document for one in block.find_values("_exptl.method")]
+    return any(gemmi.cif.as_string(one).upper() == _MODEL for one in methods)
+
+
 # --- files ------------------------------------------------------------------------------------
 
 
@@ -125,9 +143,7 @@ def _unpacked(content: bytes, name: str) -> bytes:
 
 def _model(text: bytes, name: str) -> gemmi.Model:
     """The first model."""
-    lines = (line.strip() for line in io.BytesIO(text))
-    first = next((line for line in lines if line and not line.startswith(b"#")), b"")
-    is_cif = first.lower().startswith(b"data_")
+    is_cif = _is_cif(text)
     try:
         structure = _cif(text, name) if is_cif else _pdb(text, name)
         structure.merge_chain_parts()
@@ -141,6 +157,12 @@ def _model(text: bytes, name: str) -> gemmi.Model:
         kind = "mmCIF" if is_cif else "PDB"
         raise UserError(f"{name} is not readable as {kind}: {reason}") from None
     return structure[0]
+
+
+def _is_cif(text: bytes) -> bool:
+    lines = (line.strip() for line in io.BytesIO(text))
+    first = next((line for line in lines if line and not line.startswith(b"#")), b"")
+    return first.lower().startswith(b"data_")
 
 
 def _check_size(residues: Sequence[Hashable], chains: Sequence[Hashable], name: str) -> None:

@@ -184,21 +184,16 @@ class Proteins(Task):
         critic, label = networks["critic"], real.value[LABEL]
         # At some steps only, and as much more there (Karras et al. 2020, "lazy regularization").
         gamma = self.penalty * self.penalty_every * (step.number % self.penalty_every == 0)
-        logits, classes, penalties = [], [], []
-        for trace in (real.value[TRACE], fake.value[TRACE].detach()):
-            seen = geometry.image(trace).detach().requires_grad_(gamma > 0)
-            out, found = critic(seen, label)
-            logits.append(out)
-            classes.append(found)
-            if gamma > 0:
-                penalties.append(losses.gradient_penalty(out, seen))
-        if self.loss == "relativistic":
-            loss = losses.relativistic(logits[0], logits[1], real.weight, step.mean)
-        else:
-            loss = losses.classic_critic(logits[0], logits[1], real.weight, step.mean)
-        if gamma > 0:
-            loss = loss + 0.5 * gamma * step.mean(penalties[0] + penalties[1], real.weight)
-        told = losses.recognition(classes[0], label)
+        loss, classes = losses.critic(
+            lambda image, _: critic(image, label),
+            geometry.image(real.value[TRACE]),
+            geometry.image(fake.value[TRACE]),
+            real.weight,
+            step.mean,
+            loss=self.loss,
+            gamma=gamma,
+        )
+        told = losses.recognition(classes, label)
         return loss + self.class_weight * step.mean(told, real.weight * real.known[LABEL])
 
     def _generator_loss(
