@@ -14,7 +14,7 @@ from aigc_ray.tasks.dna.data import LABEL, SEQUENCE
 from aigc_ray.tasks.dna.task import Dna
 from aigc_ray.train import train
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.real
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,6 @@ def trained(tmp_path_factory):
         facts = ingest(Dna(), source, data, parallel=0)
         assert facts["duplicates"]["across"] == {"train/test": 6, "train/val": 14}
         settings = {"num_workers": 0, "steps": 120, "transfer_steps": 0, "width": 32}
-        settings["candidates"] = 4
         summary = train("dna", data, settings, register=False)
         model = Model.open(registry.fetch(f"{summary['uri']}/model"))
     return model, {"data": data, "description": load_manifest(data)}
