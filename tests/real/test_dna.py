@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import roc_auc_score
 
 from aigc_ray import assess, catalogue, noise, registry, rows
 from aigc_ray.ingest import ingest, load_manifest
@@ -49,6 +50,19 @@ def test_generated_promoters_have_the_words_and_the_box_of_real_ones(trained):
     where = [np.mean([bool(at) and 210 < at[0] < 230 for at in metrics.places(one)["tata_box"]])
              for one in (made, real)]  # fmt: skip
     assert where[0] > 0.5 * where[1] > 0
+
+
+def test_the_critic_tells_real_promoters_from_what_the_chains_say(trained):
+    model, job = trained
+    columns = rows.load(job["data"], job["description"], "test", [SEQUENCE, LABEL])
+    real = model.task.encode(columns, torch.arange(len(columns[LABEL]))).value
+    networks, label = model.members[0], real[LABEL]
+    numbers = noise.uniform(noise.keys(3, torch.arange(len(label))), "said", (301,))
+    said = networks["chains"].say(label, numbers)
+    with torch.inference_mode():
+        held = [networks["critic"].both(codes, label)[0] for codes in (real[SEQUENCE], said)]
+    flags = torch.tensor([1, 0]).repeat_interleave(len(label))
+    assert roc_auc_score(flags, torch.cat(held)) > 0.55  # a critic that learned nothing: .5
 
 
 def test_what_is_asked_of_a_promoter_is_kept(trained):

@@ -287,6 +287,35 @@ def test_a_candidate_passes_as_often_as_the_critic_holds_it_real():
     assert Chosen()(torch.zeros(2, 2), edge).tolist()[1] == 1
 
 
+def test_the_critic_learns_to_tell_what_is_said_from_what_is_real(monkeypatch):
+    task = config.override(Dna(), SETTINGS | {"critic_rate": 1e-2})
+    task = dataclasses.replace(task, schema=data.schema(LENGTH, ("one", "other")))
+    (stage,) = task.stages()
+    critic = tuple(player for player in stage.players if player.network == "critic")
+    adversary = Adversary(task, seed=0, stages=(stage._replace(steps=60, players=critic),))
+    label = torch.arange(64) % 2
+    known = torch.ones(64, dtype=torch.bool)
+
+    def real(seed: int) -> Batch:  # rich in G and C, which what is said is not
+        codes = 1 + (random(64, "real", LENGTH, seed) * 4.0).sub(0.5).round().clamp(0, 3).long()
+        codes = torch.where(random(64, "rich", LENGTH, seed) < 0.4, 2 + codes % 2, codes)
+        value = {"sequence": codes, "label": label}
+        row = noise.keys(seed, torch.arange(64))
+        return Batch(value, dict.fromkeys(value, known), torch.ones(64), row)
+
+    def said(self, label, numbers, fixed=None):
+        return (1 + numbers[:, 1:] * 4).long()
+
+    adversary.prepare(iter([real(0)]))
+    monkeypatch.setattr(Chains, "say", said)
+    for step in range(60):
+        adversary.step(real(step))
+    judge = adversary.average["critic"]
+    fake = said(None, label, random(64, "said", LENGTH + 1, seed=999))
+    one, other = (judge.both(codes, label)[0] for codes in (real(999).value["sequence"], fake))
+    assert (one[:, None] > other).float().mean() > 0.8  # the area under the curve
+
+
 def test_what_the_critic_holds_real_is_generated_more_often(trained, monkeypatch):
     model, _ = trained
     label = torch.arange(400) % 2

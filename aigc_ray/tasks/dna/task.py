@@ -170,7 +170,7 @@ class Dna(Task):
             assert isinstance(critic, Critic)
             logits = critic.both(codes, every)[0].view(size, count)
             chosen = networks["generator"](logits, noise.uniform(condition.row, "choice", (count,)))
-            codes = codes.view(size, count, length)[torch.arange(size), chosen]
+            codes = codes.view(size, count, length)[torch.arange(size, device=codes.device), chosen]
         return Draw({"image": image(codes), SEQUENCE: codes, LABEL: label}, None)
 
     def _critic_loss(
