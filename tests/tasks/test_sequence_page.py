@@ -29,6 +29,7 @@ from aigc_ray.adversary import Adversary
 from aigc_ray.ingest import ingest
 from aigc_ray.schema import Schema
 from aigc_ray.tasks.dna.task import Dna
+from aigc_ray.tasks.proteins import structures
 from tests import service
 from tests.browser import CHROMIUM, Browser
 
@@ -553,7 +554,8 @@ def test_generated_structures_come_with_checks_and_files(
     assert names == ["seed7_number1.pdb", "structures.pdb"]
     sizes = "window.files.map((file) => file.text())"
     files = browser.run(f"Promise.all({sizes})")
-    every = next(text for text in files if text.startswith("MODEL"))
+    every = next(text for text in files if "\nMODEL" in text)
+    assert structures.theoretical(every.encode())
     assert re.findall(r"^MODEL +(\d+)$", every, re.MULTILINE) == ["1", "2", "3"]
     assert every.count("ENDMDL") == 3
     assert every.count("\nATOM  ") == 3 * 64

@@ -138,10 +138,12 @@ function exhibit(items) {
   at("gallery").querySelector("button").click();
 }
 
-// The models of one PDB file; what is told of a single file as a whole is left out.
+// The models of one PDB file, which says first that nothing of it was measured; what else is told of
+// a single file as a whole is left out.
 function models(items) {
-  return items.map((item, number) => [`MODEL     ${String(number + 1).padStart(4)}`,
-    ...item.pdb.split("\n").filter((line) => /^(ATOM|HETATM|TER)/.test(line)), "ENDMDL\n"].join("\n")).join("") + "END\n";
+  const every = items.map((item, number) => [`MODEL     ${String(number + 1).padStart(4)}`,
+    ...item.pdb.split("\n").filter((line) => /^(ATOM|HETATM|TER)/.test(line)), "ENDMDL\n"].join("\n"));
+  return ["EXPDTA    THEORETICAL MODEL".padEnd(80) + "\n", ...every, "END\n"].join("");
 }
 
 kinds.structures = {
