@@ -3,9 +3,9 @@
     python -m benchmarks.proteins FOLDER [--seeds N]
 
 Windows of 64 residues of the chains of Docking Benchmark 5 and of the entries in biotite's tests,
-split by family. A seed begins the training anew. What is generated is measured as the generator
-makes it (its maps), as recovered (every structure of a draw), and as answered (those that pass the
-checks). Real windows, and the generator's walks without an edit, stand beside it.
+split by family. A seed begins the training anew. What is generated is measured by its maps, as
+recovered from them (every structure of a draw), and as answered (those that pass the checks). Real
+windows, and the generator's walks without an edit or a critic's choice, stand beside it.
 """
 
 from __future__ import annotations
@@ -45,21 +45,18 @@ Say = Callable[[str], None]
 
 
 def generated(model: Model, arm: str, label: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Traces (N, 64, 3) as the generator makes them and as recovered, for classes (N,)."""
-    member = Networks({**model.members[0], "generator": model.members[0][arm]})
+    """Traces (N, 64, 3) that maps were made of, and those recovered from the maps, for classes
+    (N,)."""
+    member = Networks({**model.members[0], "generator": model.members[0][arm]}).eval()
     keys = noise.keys(seed, torch.arange(len(label)))
     known = {LABEL: torch.ones_like(label, dtype=torch.bool)}
-    found = []
-    for raw in (True, False):
-        member.train(raw)
-        with torch.inference_mode():
-            parts = [
-                model.task.draw(member, Batch({LABEL: one}, known, torch.ones(len(one)), row))
-                for one, row in zip(label.split(64), keys.split(64), strict=True)
-            ]
-        found.append(torch.cat([part.value[TRACE] for part in parts]))
-    model.members[0].eval()
-    return found[0], found[1]
+    with torch.inference_mode():
+        parts = [
+            model.task.draw(member, Batch({LABEL: one}, known, torch.ones(len(one)), row)).value
+            for one, row in zip(label.split(64), keys.split(64), strict=True)
+        ]
+    made, found = (torch.cat([part[name] for part in parts]) for name in ("made", TRACE))
+    return made, found
 
 
 def shapes(ca: Tensor, test: Tensor, known: Tensor) -> dict[str, float]:

@@ -34,9 +34,17 @@ from aigc_ray.tasks.proteins import (
 )
 from aigc_ray.tasks.proteins.assignment import HELIX, assign, fold_class
 from aigc_ray.tasks.proteins.data import CLASSES, LABEL, STRUCTURE, TRACE
-from aigc_ray.tasks.proteins.networks import NOISE, Critic, Generator, Recogniser, Unedited
+from aigc_ray.tasks.proteins.networks import (
+    NOISE,
+    Critic,
+    Generator,
+    Recogniser,
+    Unedited,
+    picked,
+    untangled,
+)
 from aigc_ray.tasks.proteins.task import Memory, Proteins
-from aigc_ray.tasks.proteins.walks import TURNS, Walks, angles, built
+from aigc_ray.tasks.proteins.walks import TURNS, Walks, angles, apart, built
 from tests import protein_files
 from tests.protein_files import EXTENDED, HELICAL
 
@@ -390,6 +398,38 @@ def test_built_chains_have_right_bonds_and_give_back_their_angles():
         torch.testing.assert_close(found, expected, atol=5e-3, rtol=0)
 
 
+def test_residues_that_overlap_are_moved_apart_and_others_stay_where_they_are(walks):
+    angle, dihedral = walks.say(
+        torch.full((24,), 2), random(24, "w", (TURNS,)), normal(24, "t", (TURNS, 2))
+    )
+    dihedral[:12, 20:26], angle[:12, 20:26] = 0.0, 1.6  # half of them turn back into themselves
+    before = built(angle, dihedral)
+    apart_from = geometry.distances(before)[:, *torch.triu_indices(64, 64, 3)].amin(1)
+    overlap, free = apart_from < 3.6, apart_from >= 3.8
+    assert overlap.sum() >= 12 and free.sum() >= 4
+    after = apart(angle, dihedral, torch.ones_like(angle))
+    assert metrics.clash_rate(after).structures < 0.1
+    assert metrics.bond_ok(after) == 1
+    assert torch.equal(after[free], before[free])
+    assert geometry.rmsd(after, before)[overlap].min() > 0.01
+    stiff = apart(angle, dihedral, torch.zeros_like(angle))
+    assert torch.equal(stiff, before)
+
+
+def test_a_candidate_passes_by_the_odds_that_the_critic_gives_it():
+    logits = torch.tensor([0.0, math.log(2) / 3, -torch.inf]).expand(4000, 3)
+    share = torch.bincount(picked(logits, random(4000, "pick", (3,))), minlength=3) / 4000
+    torch.testing.assert_close(share, torch.tensor([1, 2, 0]) / 3, atol=0.03, rtol=0)
+
+
+def test_helices_stay_where_overlaps_go():
+    alpha = torch.from_numpy(protein_files.windows("alpha", 12, 7)).float()
+    kept = untangled(alpha)
+    assert metrics.clash_rate(kept).structures == 0
+    share = [np.mean([assign(ca) == HELIX for ca in part.numpy()]) for part in (alpha, kept)]
+    assert share[1] > 0.9 * share[0]
+
+
 def test_a_walk_hangs_on_its_own_random_numbers_alone(walks):
     label = torch.tensor([0, 2, 0, 1, 3, 2])
     numbers, normals = random(6, "w", (TURNS,)), normal(6, "t", (TURNS, 2))
@@ -595,10 +635,26 @@ def test_the_walks_alone_can_be_compared_with(trained):
     model, validation = trained
     unedited = torch.nn.ModuleDict({**model.members[0], "generator": model.members[0]["unedited"]})
     few = validation.take(torch.arange(4))
-    walks, edited = (model.task.draw(one.eval(), few) for one in (unedited, model.members[0]))
+    single = dataclasses.replace(model.task, candidates=1)
+    walks, edited = (single.draw(one.eval(), few) for one in (unedited, model.members[0]))
     assert not torch.allclose(walks.value[TRACE], edited.value[TRACE], atol=1e-3)
     assert (geometry.rmsd(walks.value[TRACE], edited.value[TRACE]) < 10).all()
     assert metrics.bond_ok(walks.value[TRACE]) == 1
+
+
+def test_of_several_candidates_the_critic_lets_one_pass(trained):
+    model, validation = trained
+
+    class Compact(torch.nn.Module):
+        def forward(self, image, label):
+            return -100 * image[:, 0].mean((1, 2)), None
+
+    networks = torch.nn.ModuleDict({**model.members[0], "critic": Compact()}).eval()
+    one, several = (
+        dataclasses.replace(model.task, candidates=count).draw(networks, validation).value["made"]
+        for count in (1, 8)
+    )
+    assert metrics.radius_ratio(several) < 0.8 * metrics.radius_ratio(one)
 
 
 def test_drawn_windows_come_with_their_structure(trained):

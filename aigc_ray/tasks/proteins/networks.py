@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from aigc_ray.blocks import Embedding, Residual, low_precision
 from aigc_ray.tasks.proteins import geometry
 from aigc_ray.tasks.proteins.structures import WINDOW
-from aigc_ray.tasks.proteins.walks import TURNS, built
+from aigc_ray.tasks.proteins.walks import TURNS, angles, apart, built
 
 NOISE = 64  # numbers that a walk is edited by
 PATCH, FINE = 8, 4  # residues a side of what critic and recogniser see at once of a map
@@ -25,6 +25,7 @@ BENT = 0.35  # radians by which an angle is edited, at most
 UNIT = 0.2  # of the edits: one step of the optimiser moves them by so much less
 HELIX, STRAND = math.radians(50), math.radians(-170)  # dihedral angles of four CA atoms
 HELD = 0.9  # share of an edit that regular structure resists
+ODDS = 3.0  # times the critic's logits: with its slope held down they say less than the odds are
 
 
 class Generator(nn.Module):
@@ -54,14 +55,13 @@ class Generator(nn.Module):
     def forward(self, angle: Tensor, dihedral: Tensor, noise: Tensor, label: Tensor) -> Tensor:
         known = torch.ones_like(label, dtype=torch.bool)
         wish = torch.cat([noise, self.embed(label, known)], 1)
-        trace = built(angle, dihedral)
         free = 1 - HELD * regular(dihedral)[:, None]
         for _ in range(ROUNDS):
+            trace = built(angle, dihedral)
             edit = free * self._edit(angle, dihedral, trace, wish)
             angle = angle + BENT * torch.tanh(edit[:, 0])
             dihedral = dihedral + edit[:, 1]
-            trace = built(angle, dihedral)
-        return trace
+        return built(angle, dihedral)
 
     def _edit(self, angle: Tensor, dihedral: Tensor, trace: Tensor, wish: Tensor) -> Tensor:
         """(B, 2, TURNS) by how much angles and dihedrals are to change."""
@@ -78,6 +78,22 @@ class Generator(nn.Module):
                     x = x + self.map(x)
                 x = stage(x + tell(wish)[:, :, None, None])
         return UNIT * self.edit(x.float())[:, :, 0]
+
+
+def untangled(trace: Tensor) -> Tensor:
+    """Traces (B, 64, 3) whose residues do not overlap; helices and strands are stiff."""
+    angle, dihedral = angles(trace)
+    return apart(angle, dihedral, 1 - HELD * regular(dihedral))
+
+
+def picked(logits: Tensor, random: Tensor) -> Tensor:
+    """(B,) which of C candidates passes, by the critic's logits (B, C): a draw by its odds.
+
+    Args:
+        random: (B, C) from 0 to 1.
+    """
+    gumbel = -torch.log(-torch.log(random.clamp(min=1e-7)))
+    return (ODDS * logits + gumbel).argmax(1)
 
 
 def regular(dihedral: Tensor) -> Tensor:

@@ -34,7 +34,15 @@ from aigc_ray.task import (
 from aigc_ray.tasks.proteins import data, decoys, design, geometry, metrics, pictures, sources
 from aigc_ray.tasks.proteins.assignment import assign
 from aigc_ray.tasks.proteins.data import LABEL, STATES, STRUCTURE, TRACE
-from aigc_ray.tasks.proteins.networks import NOISE, Critic, Generator, Recogniser, Unedited
+from aigc_ray.tasks.proteins.networks import (
+    NOISE,
+    Critic,
+    Generator,
+    Recogniser,
+    Unedited,
+    picked,
+    untangled,
+)
 from aigc_ray.tasks.proteins.recovery import recover
 from aigc_ray.tasks.proteins.structures import WINDOW
 from aigc_ray.tasks.proteins.walks import TURNS, Walks
@@ -66,6 +74,7 @@ class Proteins(Task):
     stride: int = sources.STRIDE  # residues between the starts of windows
     loss: Literal["relativistic", "classic"] = "relativistic"
     steps: int = 3000
+    candidates: int = 8  # walks, of which the critic lets one pass
     width: int = 48  # of generator and critic
     recogniser_width: int = 48
     recogniser_dropout: float = 0.2
@@ -80,7 +89,8 @@ class Proteins(Task):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
     def __post_init__(self) -> None:
-        for key in ("stride", "steps", "width", "recogniser_width", "penalty_every", "references"):
+        counts = ("stride", "steps", "candidates", "width", "recogniser_width", "penalty_every")
+        for key in (*counts, "references"):
             if getattr(self, key) < 1:
                 raise UserError(f"task.{key} is at least 1; got {getattr(self, key)}")
         for key in ("penalty", "class_weight", "clash_weight", "strange_weight"):
@@ -161,21 +171,30 @@ class Proteins(Task):
         }
 
     def draw(self, networks: Networks, condition: Batch) -> Draw:
-        """Structures for the rows' classes: in training as the generator makes them, otherwise
-        recovered from their maps, with bonds and distances that chains have."""
-        label, row = condition.value[LABEL], condition.row
-        random = noise.uniform(row, "walks", (TURNS,))
-        angle, dihedral = _walks(networks).say(
-            label, random, noise.normal(row, "turns", (TURNS, 2))
-        )
-        z = noise.normal(row, "generator", (NOISE,))
-        trace = networks["generator"](angle, dihedral, z, label)
+        """Structures for the rows' classes: in training as the generator makes them; otherwise of
+        several the one that the critic lets pass, without overlaps (`made`), and recovered from
+        its map, with bonds and distances that chains have. Walks without an edit are taken as they
+        come."""
+        label, row, size = condition.value[LABEL], condition.row, len(condition.row)
+        generator = networks["generator"]
+        edits = isinstance(generator, Generator)
+        count = self.candidates if edits and not networks.training else 1
+        every = label.repeat_interleave(count)
+        random = noise.uniform(row, "walks", (count, TURNS)).flatten(0, 1)
+        normal = noise.normal(row, "turns", (count, TURNS, 2)).flatten(0, 1)
+        z = noise.normal(row, "generator", (count, NOISE)).flatten(0, 1)
+        trace = generator(*_walks(networks).say(every, random, normal), z, every)
         if networks.training:
             return Draw({TRACE: trace, LABEL: label}, None)
-        found = recover(geometry.distances(trace), geometry.chirality(trace))
+        if count > 1:
+            logits = networks["critic"](geometry.image(trace), every)[0].view(size, count)
+            place = picked(logits, noise.uniform(row, "choice", (count,)))
+            trace = trace.view(size, count, WINDOW, 3)[torch.arange(size), place]
+        made = untangled(trace)
+        found = recover(geometry.distances(made), geometry.chirality(made))
         states = np.stack([assign(ca) for ca in found.ca.numpy(force=True)])
         structure = torch.from_numpy(states).long().to(label.device) + 1
-        return Draw({TRACE: found.ca, STRUCTURE: structure, LABEL: label}, None)
+        return Draw({TRACE: found.ca, "made": made, STRUCTURE: structure, LABEL: label}, None)
 
     def _critic_loss(
         self, networks: Networks, real: Batch, fake: Draw | None, step: Step

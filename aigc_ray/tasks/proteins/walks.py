@@ -21,6 +21,9 @@ PRIOR = 5.0  # turns that a shorter memory counts for
 SEEN = 1_000  # windows of which it is told how rare their turns are, at most
 RARE = 0.05  # share of the pairs of turns of real chains that are rarer than what is usual
 LEAST = 0.02  # radians of spread in a kind, at least
+NEAREST = 3.8  # angstrom that residues three apart or more are moved away from each other to
+PUSHES, MOST = 24, 0.1  # steps of that, and radians of a turn in a step, at most
+BENDS = 0.3  # how much an angle gives where a dihedral gives 1
 
 
 class Walks(nn.Module):
@@ -150,6 +153,43 @@ def built(angle: Tensor, dihedral: Tensor) -> Tensor:
         a, b, c = atoms[-3:]
         atoms.append(geometry.place(a, b, c, geometry.BOND, angle[:, place], dihedral[:, place]))
     return torch.stack(atoms, 1)
+
+
+def apart(angle: Tensor, dihedral: Tensor, free: Tensor) -> Tensor:
+    """(B, 64, 3) traces with these angles and dihedrals (B, TURNS), turned as little as may be
+    until their residues do not overlap.
+
+    The squared overlap is lowered along its gradient in the angles, with the step of Polyak (1987),
+    who knows that 0 is to be reached. What does not overlap stays as it is.
+
+    Args:
+        free: (B, TURNS) from 0 to 1, how easily a turn gives.
+    """
+    index = torch.arange(WINDOW, device=angle.device)
+    distant = (index[:, None] - index).abs() >= 3
+    ca = built(angle, dihedral)
+    for _ in range(PUSHES):
+        between = ca[:, :, None] - ca[:, None]
+        distance = between.norm(dim=3).clamp(min=1e-3)
+        overlap = torch.where(distant, (NEAREST - distance).clamp(min=0), 0.0)
+        if not overlap.any():
+            break
+        force = ((overlap / distance)[..., None] * between).sum(2)  # (B, 64, 3)
+        # A turn moves all that is behind it: its gradient is a torque about its axis.
+        behind = torch.cat([torch.linalg.cross(ca, force), force], 2)
+        torque, push = behind.flip(1).cumsum(1).flip(1)[:, 3:].split(3, 2)
+        about = ca[:, 2:-1]
+        torque = torque - torch.linalg.cross(about, push)
+        bond = about - ca[:, 1:-2]
+        across = torch.linalg.cross(-bond, ca[:, 3:] - about)
+        turn = free * (bond * torque).sum(2) / bond.norm(dim=2)
+        bend = BENDS * free * (across * torque).sum(2) / across.norm(dim=2).clamp(min=1e-3)
+        square = (turn.square() + bend.square()).sum(1).clamp(min=1e-9)
+        largest = torch.maximum(turn.abs(), bend.abs()).amax(1).clamp(min=1e-9)
+        step = torch.minimum(overlap.square().sum((1, 2)) / 2 / square, MOST / largest)[:, None]
+        dihedral, angle = dihedral + step * turn, angle + step * bend
+        ca = built(angle, dihedral)
+    return ca
 
 
 def _counted(index: Tensor, size: int) -> Tensor:
