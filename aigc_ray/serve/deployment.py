@@ -49,7 +49,8 @@ class Served(NamedTuple):
 
 
 def load(name: str) -> Served:
-    """A model whose hashes were checked and which has computed something."""
+    """A model whose hashes were checked and which has computed something of each kind: what the
+    first answer would wait for (tables, patterns, the first pass of a network) is there."""
     found = registry.resolve(name)
     # By its version: between two looks at an alias somebody may move it.
     pinned = name if found.version is None else f"{found.task}:{found.version}"
@@ -60,6 +61,7 @@ def load(name: str) -> Served:
         for key, value in outcome.items():
             if not torch.isfinite(value).all():
                 raise UserError(f"{pinned} is not fit for use: its {key} is not finite")
+    next(iter(model.task.generate(model, {"n": 1})), None)
     return Served(model, {"task": found.task, "version": found.version, "sha256": found.sha256})
 
 
