@@ -16,6 +16,7 @@ from aigc_ray.errors import UserError
 from aigc_ray.schema import Schema
 from aigc_ray.serve import backend, deployment, ingress
 from aigc_ray.serve.problems import down
+from aigc_ray.tasks.diagnosis.task import Diagnosis
 from tests.service import ask, item, png, predicted, register
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +52,19 @@ def test_a_running_server_follows_the_alias_and_survives_a_bad_version(home, cap
         assert ask(server, predicted(item(png(0)))).json() == first
     finally:
         server.close()
+
+
+def test_a_model_has_made_a_sample_before_it_answers(home, monkeypatch):
+    asked = []
+    generate = Diagnosis.generate
+
+    def told(task: Diagnosis, model: Any, request: Any) -> Any:
+        asked.append(request)
+        return generate(task, model, request)
+
+    monkeypatch.setattr(Diagnosis, "generate", told)
+    deployment.load(f"diagnosis:{register(1, str(home))}")
+    assert asked == [{"n": 1}]
 
 
 def test_a_light_change_of_the_configuration_changes_the_model(home):
