@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from aigc_ray.tasks import task_class
 WEIGHTS = "weights.safetensors"
 MEMORY = "memory.safetensors"  # what networks without weights keep of training rows
 REFERENCE = "reference.safetensors"  # what rows are compared with, to find the unusual ones
+CHUNK = 64  # items that are answered at a time
 REMEMBERS = "memory"  # the network that keeps training rows, in a task that has one
 
 
@@ -214,9 +216,8 @@ class Model:
                 records.append(self.parse(item))
             except UserError as fault:
                 raise UserError(f"item {number}: {fault}") from None
-        return [
-            a for start in range(0, len(records), 64) for a in self.answer(records[start:][:64])
-        ]
+        chunks = [records[start : start + CHUNK] for start in range(0, len(records), CHUNK)]
+        return [answer for part in _side_by_side(self.answer, chunks) for answer in part]
 
     def generate(self, **request: Any) -> list[Item | Shortfall]:
         """Samples as the task's request form asks for them, e.g. generate(n=8, seed=1)."""
@@ -227,6 +228,19 @@ def restore(info: Mapping[str, Any]) -> Task:
     """The task, configured and with its schema, from a model's or a checkpoint's description."""
     task = task_class(info["task"])(schema=Schema.from_json(info["schema"]))
     return config.override(task, info["configuration"])
+
+
+def _side_by_side(work: Callable[[Any], Any], parts: Sequence[Any]) -> list[Any]:
+    """`work` of each part. Where there are several, cores take one each: the products of a small
+    network are too short for several cores to share."""
+    cores = torch.get_num_threads()
+    if min(cores, len(parts)) < 2:
+        return [work(part) for part in parts]
+    try:
+        with ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(work, parts))
+    finally:
+        torch.set_num_threads(cores)  # of threads to come
 
 
 def _without(member: Networks, unheard: set[str]) -> Networks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import islice
 from typing import Any
 
@@ -17,6 +18,7 @@ CHUNK = 64  # files, or rows, that a worker reads and answers at a time
 WAITING = 16  # chunks that are being answered at a time
 
 Asked = tuple[dict[str, Any], Any]  # where an item comes from, and the item
+Named = tuple[str, str]  # a model, and the hash that tells whether another has its name by now
 
 
 def predict(model: str, source: str, out: str) -> dict[str, Any]:
@@ -32,15 +34,16 @@ def predict(model: str, source: str, out: str) -> dict[str, Any]:
     if ending not in ("jsonl", "csv", "parquet"):
         raise UserError(f"{out} must end in .jsonl, .csv or .parquet")
     found = registry.resolve(model)
-    registry.fetch(model)
+    if found.version is not None:  # meanwhile somebody may move an alias
+        model = f"{found.task}:{found.version}"
     paths = [storage.join(source, name) for name in storage.files(source)]
     if not paths and storage.exists(source):
         paths = [source]
     if not paths:
         raise UserError(f"{source} holds no files")
-    opened = Model.open(registry.fetch(model))
-    items = _items(paths, opened.task.tabular)
-    rows = [row for chunk in _answered(model, opened, items) for row in chunk]
+    named = model, found.sha256
+    items = _items(paths, _open(*named).task.tabular)
+    rows = [row for chunk in _answered(named, items) for row in chunk]
     storage.write_bytes(out, _encoded(rows, ending))
     failed = sum("error" in row for row in rows)
     return {
@@ -60,31 +63,33 @@ def _items(paths: Iterable[str], tabular: bool) -> Iterator[Asked]:
             yield {"path": path, "row": number}, row
 
 
-def _answered(model: str, opened: Model, items: Iterable[Asked]) -> Iterator[list[dict[str, Any]]]:
+def _answered(named: Named, items: Iterable[Asked]) -> Iterator[list[dict[str, Any]]]:
     rest = iter(items)
     chunks = iter(lambda: tuple(islice(rest, CHUNK)), ())
     first, second = next(chunks, ()), next(chunks, None)
     if second is None:
-        yield _answer(opened, first)
+        yield _answer(named, first)
         return
     import ray
 
     with session():
-        answer = ray.remote(_opened_answer)
-        waiting = [answer.remote(model, chunk) for chunk in (first, second)]
+        answer = ray.remote(_answer)
+        waiting = [answer.remote(named, chunk) for chunk in (first, second)]
         for chunk in chunks:
             if len(waiting) == WAITING:
                 yield ray.get(waiting.pop(0))
-            waiting.append(answer.remote(model, chunk))
+            waiting.append(answer.remote(named, chunk))
         for one in waiting:
             yield ray.get(one)
 
 
-def _opened_answer(model: str, asked: tuple[Asked, ...]) -> list[dict[str, Any]]:
-    return _answer(Model.open(registry.fetch(model)), asked)
+@lru_cache(maxsize=1)  # once in each process, which answers many chunks
+def _open(model: str, sha256: str) -> Model:
+    return Model.open(registry.fetch(model))
 
 
-def _answer(opened: Model, asked: tuple[Asked, ...]) -> list[dict[str, Any]]:
+def _answer(named: Named, asked: tuple[Asked, ...]) -> list[dict[str, Any]]:
+    opened = _open(*named)
     rows = [dict(where) for where, _ in asked]
     records, places = [], []
     for place, (_, item) in enumerate(asked):

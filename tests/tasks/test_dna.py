@@ -412,6 +412,27 @@ def test_both_strands_get_the_same_answer_and_unknown_letters_are_warned_of(trai
     assert unsure["name"] == "mine" and unsure["warnings"] == ["2 letters are not known"]
 
 
+def test_many_are_answered_side_by_side_and_in_order(trained):
+    model, validation = trained
+    texts = [data.text_of(codes) for codes in validation.value["sequence"][:50]] * 3
+    items = [{"sequence": text, "name": str(number)} for number, text in enumerate(texts)]
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        found = model.predict(items)
+        assert torch.get_num_threads() == 3
+        with pytest.raises(UserError, match="item 140: "):
+            model.predict([*items[:140], {"sequence": "?"}])
+    finally:
+        torch.set_num_threads(before)
+    assert [one["name"] for one in found] == [str(number) for number in range(150)]
+    for one, item in zip(found[:50], items[:50], strict=True):
+        (alone,) = model.predict([item])
+        assert one["label"] == alone["label"]
+        for name, share in alone["probabilities"].items():
+            assert one["probabilities"][name] == pytest.approx(share, abs=1e-5)
+
+
 def test_letters_of_the_motif_speak_most_for_a_promoter(trained):
     model, _ = trained
     hits, inside, outside = 0, [], []
