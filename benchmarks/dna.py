@@ -356,14 +356,15 @@ def _stretches(codes: Tensor) -> np.ndarray:
 
 
 def speed(model: Model, test: Batch) -> dict[str, float]:
-    """Sequences a second, as text in and answers out, beside a loop that does no more than the
-    networks need; in turns."""
+    """Sequences a second, as text in and answers out, beside a loop that asks the same networks
+    (the critic too, where its opinion is heard) and does nothing else; in turns."""
     items = [{SEQUENCE: data.text_of(codes)} for codes in test.value[SEQUENCE][:2048]]
     texts = [str(item[SEQUENCE]) for item in items]
     member = model.members[0]
     recogniser: Any = member["recogniser"]
     chains: Any = member["chains"]
     critic: Any = member["critic"]
+    heard = model.judgement.share if model.judgement is not None else 0.0
     table = {letter: number for number, letter in enumerate("ACGT", 1)}
 
     @torch.inference_mode()
@@ -374,7 +375,12 @@ def speed(model: Model, test: Batch) -> dict[str, float]:
             odds = chains.log_likelihood(codes)
             strands = [recogniser.features(image(one)) for one in (codes, flipped(codes))]
             logits = recogniser.logits((strands[0] + strands[1]) / 2, odds)
-            logits.softmax(1).tolist()
+            told = logits.softmax(1)
+            if heard:
+                label = torch.zeros(len(part), dtype=torch.int64)
+                sides = [critic(image(one), label)[1] for one in (codes, flipped(codes))]
+                told = (told * ((sides[0] + sides[1]) / 2).softmax(1) ** heard).softmax(1)
+            told.tolist()
 
     @torch.inference_mode()
     def generate_loop() -> None:

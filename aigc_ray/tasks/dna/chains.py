@@ -193,14 +193,16 @@ class Chains(nn.Module):
         table, odds = self.tables()
         total = self.share.cumsum(1)[label]
         part = (random[:, :1] * total[:, -1:] > total).sum(1).clamp(max=PARTS - 1)
-        table, odds = table[label, part], odds[label]  # (B, CONTEXTS, 4), (B, L, 5, 4)
-        rows = torch.arange(len(label), device=label.device)
+        # Looked up place by place: a copy of a chain for each row would take longer than all else.
+        chain = (label * PARTS + part) * table.shape[2]
+        table, odds = table.flatten(0, 2), odds.flatten(0, 2)  # (…, 4)
         codes = torch.zeros(len(label), self.length + 1, dtype=torch.int64, device=label.device)
         words = torch.zeros_like(label)
         for place in range(self.length):
             depth = min(place, ORDER)
-            log = table[rows, _START[depth] + words % 4**depth]
-            share = (log + odds[rows, place, codes[:, place]]).softmax(1).cumsum(1)
+            log = table[chain + _START[depth] + words % 4**depth]
+            near = odds[(label * self.length + place) * 5 + codes[:, place]]
+            share = (log + near).softmax(1).cumsum(1)
             letter = (random[:, place + 1 : place + 2] * share[:, -1:] > share).sum(1).clamp(max=3)
             if fixed is not None:
                 letter = torch.where(fixed[:, place] > 0, fixed[:, place] - 1, letter)
