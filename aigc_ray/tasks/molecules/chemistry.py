@@ -94,7 +94,10 @@ def parent(molecule: Chem.Mol) -> Chem.Mol:
         molecule = fragments[max(range(len(order)), key=order.__getitem__)]
         with rdBase.BlockLogs():
             Chem.SanitizeMol(molecule)
-            molecule = rdMolStandardize.Uncharger().uncharge(molecule)
+            neutral = rdMolStandardize.Uncharger().uncharge(molecule)
+            # A proton on an aromatic ring of five carbons leaves what nobody can read.
+            if Chem.MolFromSmiles(Chem.MolToSmiles(neutral)) is not None:
+                molecule = neutral
     heavy = molecule.GetNumHeavyAtoms()
     if not 1 <= heavy <= HEAVIEST:
         raise UserError(f"the molecule has {heavy} heavy atoms; 1 to {HEAVIEST} are read")
