@@ -458,14 +458,15 @@ def main() -> None:
     options.folder.mkdir(parents=True, exist_ok=True)
     os.environ.setdefault("AIGC_HOME", str(options.folder / "home"))
     path = record.RESULTS / "dna.json"
-    kept: dict[str, Any] = json.loads(path.read_text())["metrics"] if path.exists() else {}
+    before = json.loads(path.read_text()) if path.exists() else {"metrics": {}, "seeds": []}
+    kept: dict[str, Any] = before["metrics"]
     if options.speed:
         model = Model.open(registry.fetch(options.speed))
         where = options.folder / "core_promoters"
         job = {"data": str(where), "description": load_manifest(str(where))}
         busy = round(record.busy(), 3)
         kept["speed"] = speed(model, _whole(job, model, "test")) | {"busy_before": busy}
-        record.save("dna", kept, seeds=[0], command=COMMAND)
+        record.save("dna", kept, seeds=before["seeds"], command=COMMAND)
         return
     for name in options.sets:
         kept[name] = measured(name, options.folder, options.seeds, print)
