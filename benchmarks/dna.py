@@ -48,6 +48,7 @@ TOLD_APART = 300  # steps of a network that learns to tell generated rows from r
 TAUGHT = ("aigc", "chains", "markov_5")  # whose sequences a recogniser learns from
 DRAWS = 3  # of generated sets that a divergence is the mean over
 ANSWERS = 500  # sequences of a class that are asked for
+TURNS = 9  # in which speeds are measured
 SHARED = 24  # letters that two sequences have in common, from which they count as relatives
 Say = Callable[[str], None]
 
@@ -355,7 +356,7 @@ def _stretches(codes: Tensor) -> np.ndarray:
 # --- speed ------------------------------------------------------------------------------------
 
 
-def speed(model: Model, test: Batch) -> dict[str, float]:
+def speed(model: Model, test: Batch) -> dict[str, Any]:
     """Sequences a second, as text in and answers out, beside a loop that asks the same networks
     (the critic too, where its opinion is heard) and does nothing else; in turns."""
     items = [{SEQUENCE: data.text_of(codes)} for codes in test.value[SEQUENCE][:2048]]
@@ -407,7 +408,7 @@ def speed(model: Model, test: Batch) -> dict[str, float]:
 
     codes_length = test.value[SEQUENCE].shape[1]
     rates: dict[str, list[float]] = {}
-    for _ in range(3):
+    for _ in range(TURNS):
         for name, work in (
             ("recognised", ours),
             ("recognised_loop", loop),
@@ -417,10 +418,10 @@ def speed(model: Model, test: Batch) -> dict[str, float]:
             began = time.perf_counter()
             work()
             rates.setdefault(name, []).append(len(texts) / (time.perf_counter() - began))
-    found = {f"{name}_per_second": float(np.mean(each)) for name, each in rates.items()}
+    found = {f"{name}_per_second": record.mean(each) for name, each in rates.items()}
     for name in ("recognised", "generated"):
-        ratio = np.array(rates[name]) / np.array(rates[f"{name}_loop"])
-        found[f"{name}_ratio"] = float(ratio.mean())
+        pairs = zip(rates[name], rates[f"{name}_loop"], strict=True)
+        found[f"{name}_ratio"] = record.mean([one / other for one, other in pairs])
     return found
 
 
