@@ -311,7 +311,17 @@ def dna() -> str:
         for key, text in figures.items()
     ]
     second = _rows(" | ".join(["generated", *made.values()]), rows)
-    return f"{first}\n\n{second}{_when('dna')}"
+    speed = metrics["speed"]
+    rows = [
+        (
+            f"{name} a second",
+            *(_spread(speed[f"{name}{of}_per_second"], 0) for of in ("", "_loop")),
+            _spread(speed[f"{name}_ratio"], 2),
+        )
+        for name in ("recognised", "generated")
+    ]
+    third = _rows("core_promoters | aigc_ray | plain PyTorch loop | ratio, pair by pair", rows)
+    return f"{first}\n\n{second}\n\n{third}{_when('dna')}"
 
 
 def proteins() -> str:
