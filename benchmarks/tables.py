@@ -249,9 +249,16 @@ def molecule_speed() -> str:
         ("molecules/s that pass the critic", _spread(speed["with_critic"], 0)),
         ("molecules/s without it", _spread(speed["without_critic"], 0)),
         ("seconds to the first with its evidence", _spread(speed["first_item_seconds"], 2)),
+        ("of a process's first request", f"{speed['first_item_cold_seconds']:.2f}"),
     ]
     rows += [(f"peak MiB, {count} asked for", mib) for count, mib in speed["peak_mib"].items()]
-    return _rows("one process | ", rows) + _when("molecules")
+    ingestion = results("molecules")["metrics"]["ingestion"]
+    rows += [
+        ("molecules/s ingested", _spread(ingestion["molecules_per_second"], 0)),
+        ("described in one process", _spread(ingestion["plain_molecules_per_second"], 0)),
+        ("ratio, pair by pair", _spread(ingestion["ratio"], 2)),
+    ]
+    return _rows("one process; ingestion by two | ", rows) + _when("molecules")
 
 
 def activities() -> str:
