@@ -64,6 +64,9 @@ def quickstart() -> str:
         rows.append((f"prognosis, test {name}", f"{value:.3f}"))
     for name, value in metrics.get("molecules", {}).items():
         rows.append((f"molecules, test {name}", f"{value:.2f}"))
+    for task in ("dna", "proteins"):
+        for name, value in metrics.get(task, {}).items():
+            rows.append((f"{task}, phantoms, test {name}", f"{value:.3f}"))
     return _rows("quickstart, one seed | ", rows) + _when("quickstart")
 
 
