@@ -190,7 +190,7 @@ def test_a_file_says_that_it_is_a_model(content):
     [
         b"",
         b"\x1f\x8b broken",
-        gzip.compress(MODEL)[:-12],
+        gzip.compress(MODEL, mtime=0)[:-12],
         b"EXPDTA    X-RAY DIFFRACTION\nREMARK   1 THEORETICAL MODEL\n",
         b"REMARK   1 EXPDTA    THEORETICAL MODEL\n",
         EXPTL % b"_exptl.method 'X-RAY DIFFRACTION'\n_exptl.details 'THEORETICAL MODEL'",

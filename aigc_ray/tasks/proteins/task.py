@@ -189,7 +189,7 @@ class Proteins(Task):
         if count > 1:
             logits = networks["critic"](geometry.image(trace), every)[0].view(size, count)
             place = picked(logits, noise.uniform(row, "choice", (count,)))
-            trace = trace.view(size, count, WINDOW, 3)[torch.arange(size), place]
+            trace = trace.view(size, count, WINDOW, 3)[torch.arange(size, device=row.device), place]
         made = untangled(trace)
         found = recover(geometry.distances(made), geometry.chirality(made))
         states = np.stack([assign(ca) for ca in found.ca.numpy(force=True)])
