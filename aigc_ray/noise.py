@@ -53,3 +53,13 @@ def normal(row: Tensor, stream: str, shape: tuple[int, ...]) -> Tensor:
     pairs = uniform(row, stream, (*shape, 2))
     radius = torch.sqrt(-2.0 * torch.log1p(-pairs[..., 0]))
     return radius * torch.cos(2.0 * math.pi * pairs[..., 1])
+
+
+def pick(logits: Tensor, random: Tensor) -> Tensor:
+    """(B,) which of C candidates each row takes: a draw by the softmax of logits (B, C), as the
+    largest of logits with Gumbel's noise is one.
+
+    Args:
+        random: (B, C) in [0, 1).
+    """
+    return (logits - torch.log(-torch.log(random.clamp(min=2.0**-25)))).argmax(1)

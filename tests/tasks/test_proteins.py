@@ -40,7 +40,6 @@ from aigc_ray.tasks.proteins.networks import (
     Generator,
     Recogniser,
     Unedited,
-    picked,
     untangled,
 )
 from aigc_ray.tasks.proteins.task import Memory, Proteins
@@ -416,12 +415,6 @@ def test_residues_that_overlap_are_moved_apart_and_others_stay_where_they_are(wa
     assert torch.equal(stiff, before)
 
 
-def test_a_candidate_passes_by_the_odds_that_the_critic_gives_it():
-    logits = torch.tensor([0.0, math.log(2) / 3, -torch.inf]).expand(4000, 3)
-    share = torch.bincount(picked(logits, random(4000, "pick", (3,))), minlength=3) / 4000
-    torch.testing.assert_close(share, torch.tensor([1, 2, 0]) / 3, atol=0.03, rtol=0)
-
-
 def test_helices_stay_where_overlaps_go():
     alpha = torch.from_numpy(protein_files.windows("alpha", 12, 7)).float()
     kept = untangled(alpha)
@@ -655,6 +648,22 @@ def test_of_several_candidates_the_critic_lets_one_pass(trained):
         for count in (1, 8)
     )
     assert metrics.radius_ratio(several) < 0.8 * metrics.radius_ratio(one)
+
+
+def test_the_critics_odds_count_to_the_third_power(trained, monkeypatch):
+    model, validation = trained
+    few = validation.take(torch.arange(6))
+
+    class Fixed(torch.nn.Module):
+        def forward(self, image, label):
+            return torch.arange(len(image)) % 8 / 8, None
+
+    networks = torch.nn.ModuleDict({**model.members[0], "critic": Fixed()}).eval()
+    asked = []
+    pick = noise.pick
+    monkeypatch.setattr(noise, "pick", lambda *both: asked.append(both[0]) or pick(*both))
+    model.task.draw(networks, few)
+    torch.testing.assert_close(asked, [3 * (torch.arange(8) / 8).expand(6, 8)])
 
 
 def test_drawn_windows_come_with_their_structure(trained):

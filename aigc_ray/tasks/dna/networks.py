@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aigc_ray import noise
 from aigc_ray.blocks import Embedding, Residual, low_precision
 from aigc_ray.tasks.dna.chains import flipped
 
@@ -34,8 +35,7 @@ class Chosen(nn.Module):
     """
 
     def forward(self, logits: Tensor, random: Tensor) -> Tensor:
-        # The largest of logits with Gumbel's noise is a draw by their softmax.
-        return (logits - torch.log(-torch.log(random.clamp(min=1e-7)))).argmax(1)
+        return noise.pick(logits, random)
 
 
 class Critic(nn.Module):

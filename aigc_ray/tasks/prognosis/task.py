@@ -255,9 +255,8 @@ class Prognosis(Task):
             every = noise.bits(condition.row, "candidates", (count,)).flatten()
             candidates = self._made(networks, every)
             logit = _critic(networks)(self._read(networks, candidates))
-            # The largest of logits with Gumbel's noise is a draw by their softmax.
-            gumbel = -torch.log(-torch.log(noise.uniform(condition.row, "choice", (count,))))
-            place = (logit.reshape(size, count) + gumbel).argmax(1)
+            random = noise.uniform(condition.row, "choice", (count,))
+            place = noise.pick(logit.reshape(size, count), random)
             made = candidates.take(torch.arange(size, device=place.device) * count + place)
         return Draw(made.value, None, made.known)
 

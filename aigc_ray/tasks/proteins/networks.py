@@ -25,7 +25,6 @@ BENT = 0.35  # radians by which an angle is edited, at most
 UNIT = 0.2  # of the edits: one step of the optimiser moves them by so much less
 HELIX, STRAND = math.radians(50), math.radians(-170)  # dihedral angles of four CA atoms
 HELD = 0.9  # share of an edit that regular structure resists
-ODDS = 3.0  # times the critic's logits: with its slope held down they say less than the odds are
 
 
 class Generator(nn.Module):
@@ -84,16 +83,6 @@ def untangled(trace: Tensor) -> Tensor:
     """Traces (B, 64, 3) whose residues do not overlap; helices and strands are stiff."""
     angle, dihedral = angles(trace)
     return apart(angle, dihedral, 1 - HELD * regular(dihedral))
-
-
-def picked(logits: Tensor, random: Tensor) -> Tensor:
-    """(B,) which of C candidates passes, by the critic's logits (B, C): a draw by its odds.
-
-    Args:
-        random: (B, C) from 0 to 1.
-    """
-    gumbel = -torch.log(-torch.log(random.clamp(min=1e-7)))
-    return (ODDS * logits + gumbel).argmax(1)
 
 
 def regular(dihedral: Tensor) -> Tensor:

@@ -40,7 +40,6 @@ from aigc_ray.tasks.proteins.networks import (
     Generator,
     Recogniser,
     Unedited,
-    picked,
     untangled,
 )
 from aigc_ray.tasks.proteins.recovery import recover
@@ -54,6 +53,7 @@ CLEAN = 0.1  # of the error there
 BLOCK = 8  # residues a side that an explanation hides at a time
 EXPLAINED = 8  # windows that attributions are tried on
 JOINS = 0.1  # share of the training after which the critic has something to say to the generator
+ODDS = 3.0  # times the critic's logits: with its slope held down they say less than the odds are
 NEAREST = 3.7  # angstrom that residues which are no neighbours are kept apart in training
 
 
@@ -188,7 +188,7 @@ class Proteins(Task):
             return Draw({TRACE: trace, LABEL: label}, None)
         if count > 1:
             logits = networks["critic"](geometry.image(trace), every)[0].view(size, count)
-            place = picked(logits, noise.uniform(row, "choice", (count,)))
+            place = noise.pick(ODDS * logits, noise.uniform(row, "choice", (count,)))
             trace = trace.view(size, count, WINDOW, 3)[torch.arange(size, device=row.device), place]
         made = untangled(trace)
         found = recover(geometry.distances(made), geometry.chirality(made))
