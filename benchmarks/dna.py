@@ -380,7 +380,8 @@ def speed(model: Model, test: Batch) -> dict[str, Any]:
             if heard:
                 label = torch.zeros(len(part), dtype=torch.int64)
                 sides = [critic(image(one), label)[1] for one in (codes, flipped(codes))]
-                told = (told * ((sides[0] + sides[1]) / 2).softmax(1) ** heard).softmax(1)
+                opinion = ((sides[0] + sides[1]) / 2).softmax(1)
+                told = (1 - heard) * told + heard * opinion
             told.tolist()
 
     @torch.inference_mode()
