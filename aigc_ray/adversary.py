@@ -242,10 +242,13 @@ class Adversary:
         return tensors, plain
 
     def prepare(self, rows: Iterator[Batch]) -> None:
-        """Let the task look at training rows before the first step: one worker, for all of them."""
+        """Let the task look at training rows before the first step: one worker, for all of them,
+        on its CPU, where the rows are."""
         with torch.no_grad():
             if _world() == 1 or dist.get_rank() == 0:
+                self.networks.to("cpu")
                 self.task.prepare(self.networks, rows)
+                self.networks.to(self.device)
             if _world() > 1:
                 for tensor in self.networks.state_dict().values():
                     dist.broadcast(tensor, 0)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -294,7 +292,7 @@ def finish(
             "members": len(jobs),
             "seconds": round(sum(one["seconds"] for one in extras), 2),
             "rows_per_second": round(last["rows_per_second"], 1),
-            "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+            "machine": extra["machine"],
             "chosen_at_step": extra["best"]["step"],
             "kept": ", ".join(
                 f"{network} of step {moment['step']}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,9 +56,10 @@ def work(job: dict[str, Any], report: Report | None = None) -> None:
     taken = checkpoint.load(storage.join(job["run"], "checkpoints"), adversary, device)
     if taken is not None:
         best, extra = taken
+    extra["machine"] = _machine(device)
     feed = _feed(job, training, "train")
     if taken is None:
-        adversary.prepare(_epoch(job, training, feed, device))
+        adversary.prepare(_epoch(job, training, feed))
         if training.init:
             _fine_tune(adversary, training.init)
     if report is None and training.num_workers and "concurrent" in job:
@@ -110,6 +112,13 @@ def _place(gpu: bool) -> tuple[rows.Share, str]:
     return share, str(get_device())
 
 
+def _machine(device: str) -> str:
+    """What a worker computes on, in words."""
+    if device != "cpu":
+        return torch.cuda.get_device_name(device)
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
 def _batch(task: Task, seed: int, taken: tuple[np.ndarray, rows.Rows], device: str) -> Batch:
     number, columns = taken
     return task.encode(columns, noise.keys(seed, torch.from_numpy(number))).to(device)
@@ -125,13 +134,11 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
             yield batch
 
 
-def _epoch(
-    job: dict[str, Any], training: Training, feed: rows.Feed, device: str
-) -> Iterator[Batch]:
+def _epoch(job: dict[str, Any], training: Training, feed: rows.Feed) -> Iterator[Batch]:
     """The training rows in their order, once."""
     left = job["description"]["splits"]["train"]["rows"]
     for taken in feed.batches(0, rows.Share()):
-        batch = _batch(training.task, training.seed, taken, device)
+        batch = _batch(training.task, training.seed, taken, "cpu")
         yield batch.take(torch.arange(min(left, len(batch.row))))
         left -= len(batch.row)
         if left <= 0:

@@ -130,7 +130,8 @@ class Prognosis(Task):
     def _patients(self, batch: Batch) -> Patients:
         numbers, categories = self._fields()
         size = len(batch.row)
-        number, known = torch.zeros(size, 0), torch.zeros(size, 0, dtype=torch.bool)
+        number = torch.zeros(size, 0, device=batch.row.device)
+        known = number > 0
         if numbers:
             number = torch.stack([batch.value[field.name].float() for field in numbers], 1)
             known = torch.stack([batch.known[field.name] for field in numbers], 1)
