@@ -721,13 +721,32 @@ def test_what_is_answered_is_a_chain_of_the_class_asked_for(trained, name):
 
 
 def test_what_is_answered_is_as_plausible_as_asked(trained):
-    every = [item["plausibility"] for item in asked(trained, n=8)]
+    alpha = {"class": "alpha"}
+    every = [item["plausibility"] for item in asked(trained, n=8, **alpha)]
     wanted = sorted(every)[4]
-    items = asked(trained, plausible=wanted)
+    items = asked(trained, plausible=wanted, **alpha)
     assert len(items) == 3 and all(item["plausibility"] >= wanted for item in items)
     again = design.recognised(trained[0], traced(items))["plausibility"]
     told = [item["plausibility"] for item in items]
     assert again.tolist() == pytest.approx(told, abs=2e-3)
+
+
+def test_where_no_class_is_asked_for_there_is_one_of_each_in_turn(trained, monkeypatch):
+    helix = torch.from_numpy(protein_files.ideal(HELICAL, 64)).float()
+    coil = torch.from_numpy(protein_files.ideal((-90, 0), 64)).float()
+
+    def drawn(model, label, row):  # one in eight of the class "little" comes out as asked
+        made = helix.repeat(len(label), 1, 1)
+        made[(label == classes.index("little")) & (row == row[-1])] = coil
+        return made
+
+    classes = list(trained[0].task.classes)
+    monkeypatch.setattr(design, "drawn", drawn)
+    *items, short = asked(trained, n=2 * len(classes))
+    assert [item["class"] for item in items] == ["alpha", "little"] * 2
+    assert short.missing == 2 * (len(classes) - 2)
+    number = [item["number"] % len(classes) for item in items]
+    assert [classes[place] for place in number] == ["alpha", "little"] * 2
 
 
 def test_the_same_seed_gives_the_same_and_fewer_are_the_first_of_more(trained):

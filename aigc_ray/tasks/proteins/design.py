@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from aigc_ray.tasks.proteins.assignment import assign, fold_class
 from aigc_ray.tasks.proteins.data import LABEL, STRUCTURE, TRACE
 
 MOST = 1_000  # structures of one request
-ROUND = 16  # candidates that are made at a time
+ROUND = 8  # candidates that are made at a time
 TRIES = 30  # candidates for each structure that is wanted, at most
 ALLOWED = 0.9  # share of residues whose torsions are those of proteins, at least
 KEYS = ("n", "seed", "class", "plausible")
@@ -67,35 +67,55 @@ def generate(model: Model, request: Mapping[str, Any]) -> Iterator[Item | Shortf
 
 
 def _items(model: Model, asked: Wanted, classes: tuple[str, ...]) -> Iterator[Item | Shortfall]:
-    missed: Counter[str] = Counter()
-    made = tried = 0
-    while made < asked.n and tried < TRIES * max(asked.n, 4):
-        number = torch.arange(tried, tried + ROUND)
-        tried += ROUND
-        label = (
-            number % len(classes) if asked.label is None else torch.full_like(number, asked.label)
-        )
+    """Where no class is asked for, one of each in turn, however hard it is to make."""
+    turns = range(len(classes)) if asked.label is None else [asked.label]
+    share = -(-asked.n // len(turns))
+    told: Counter[str] = Counter()
+    streams = [_stream(model, asked, classes, turns, turn, share, told) for turn in turns]
+    missing = 0
+    for place in range(asked.n):
+        item = next(streams[place % len(turns)], None)
+        if item is None:
+            missing += 1
+        else:
+            yield item
+    if missing:
+        tried = told.pop("tried")
+        reasons = ", ".join(f"{count} {why}" for why, count in told.most_common())
+        yield Shortfall(missing, f"of {tried} structures that were made {reasons}")
+
+
+def _stream(
+    model: Model,
+    asked: Wanted,
+    classes: tuple[str, ...],
+    turns: Sequence[int],
+    label: int,
+    share: int,
+    told: Counter[str],
+) -> Iterator[Item]:
+    """Structures of one class, of which `share` are wanted; what became of the others is `told`."""
+    for first in range(0, TRIES * max(share, 4), ROUND):
+        number = torch.arange(first, first + ROUND) * len(turns) + turns.index(label)
+        row = noise.keys(asked.seed, number)
         # Rounded first, so that what is told is of the coordinates that are given.
-        trace = (drawn(model, label, noise.keys(asked.seed, number)) * 1000).round() / 1000
+        trace = (drawn(model, torch.full_like(number, label), row) * 1000).round() / 1000
         seen = recognised(model, trace)
-        for place in range(ROUND):
-            ca = trace[place]
-            why = _why_not(
-                ca, int(label[place]), float(seen["plausibility"][place]), classes, asked
-            )
+        told["tried"] += ROUND
+        for place, ca in enumerate(trace):
+            plausible = float(seen["plausibility"][place])
+            why = _why_not(ca, label, plausible, classes, asked)
             if why is not None:
-                missed[why] += 1
+                told[why] += 1
                 continue
-            made += 1
-            likely = float(seen["probability"][place, label[place]])
-            about: Item = {"seed": asked.seed, "number": int(number[place])}
-            about |= {"class": classes[int(label[place])], "probability": round(likely, 4)}
-            about["plausibility"] = round(float(seen["plausibility"][place]), 4)
+            about: Item = {
+                "seed": asked.seed,
+                "number": int(number[place]),
+                "class": classes[label],
+                "probability": round(float(seen["probability"][place, label]), 4),
+                "plausibility": round(plausible, 4),
+            }
             yield about | evidence(model, ca)
-            if made == asked.n:
-                return
-    reasons = ", ".join(f"{count} {why}" for why, count in missed.most_common())
-    yield Shortfall(asked.n - made, f"of {tried} structures that were made {reasons}")
 
 
 def drawn(model: Model, label: Tensor, row: Tensor) -> Tensor:
