@@ -60,8 +60,8 @@ def main() -> None:
             "difference": {player: float(f"{value:.2g}") for player, value in apart.items()},
         }
         print(name, sets[name], flush=True)
-    metrics = {"gpu": torch.cuda.get_device_name(), "steps": options.steps, "sets": sets}
-    save("gpu_speed", metrics, seeds=[0], command="python -m benchmarks.gpu_speed DATA…")
+        metrics = {"gpu": torch.cuda.get_device_name(), "steps": options.steps, "sets": sets}
+        save("gpu_speed", metrics, seeds=[0], command="python -m benchmarks.gpu_speed DATA…")
 
 
 def trained(task: str, data: str, settings: dict[str, Any], device: str) -> list[dict[str, Any]]:
