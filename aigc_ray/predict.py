@@ -59,8 +59,11 @@ def _items(paths: Iterable[str], tabular: bool) -> Iterator[Asked]:
         if not (tabular and tables.is_table(path)):
             yield {"path": path}, path
             continue
+        number = 0
         for number, row in enumerate(tables.read(path), 1):
             yield {"path": path, "row": number}, row
+        if not number:
+            yield {"path": path, "error": f"{path} holds no rows"}, None
 
 
 def _answered(named: Named, items: Iterable[Asked]) -> Iterator[list[dict[str, Any]]]:
@@ -92,7 +95,9 @@ def _answer(named: Named, asked: tuple[Asked, ...]) -> list[dict[str, Any]]:
     opened = _open(*named)
     rows = [dict(where) for where, _ in asked]
     records, places = [], []
-    for place, (_, item) in enumerate(asked):
+    for place, (where, item) in enumerate(asked):
+        if "error" in where:
+            continue
         try:
             if item is None:
                 raise UserError("the row has not as many fields as the header")

@@ -410,6 +410,12 @@ def test_similar_ones_are_as_similar_as_asked(trained):
         assert 0.4 <= alike <= 0.9
 
 
+def test_what_is_similar_to_a_molecule_is_another_one(trained):
+    (one,) = smiles(asked(trained, evidence=False))
+    made = asked(trained, n=20, similar_to=one, similarity=[0.3, 1.0], evidence=False)
+    assert len(smiles(made)) > 5 and one not in smiles(made)
+
+
 def test_diverse_ones_are_farther_from_each_other(trained):
     plain, diverse = (
         smiles(asked(trained, n=12, diverse=wish, evidence=False)) for wish in (False, True)
@@ -456,6 +462,13 @@ def test_two_fragments_are_linked(trained):
         molecule = chemistry.read(text)
         for part in ("c1ccccc1", "N1CCCCC1"):
             assert molecule.HasSubstructMatch(Chem.MolFromSmarts(part))
+
+
+def test_a_symmetric_fragment_is_linked_where_it_is_marked(trained):
+    made = asked(trained, n=4, fragments=["[*]c1ccccc1", "C1CCNCC1[*]"], evidence=False)
+    assert len(smiles(made)) == 4
+    third = Chem.MolFromSmarts("[*;!#1][CX4;R]1CCCNC1")
+    assert all(chemistry.read(text).HasSubstructMatch(third) for text in smiles(made))
 
 
 def test_optimisation_finds_better_than_chance(trained):

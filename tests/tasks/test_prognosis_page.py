@@ -136,6 +136,10 @@ def test_a_table_is_predicted_and_a_cohort_is_written(home, tmp_path):
     assert [row["row"] for row in rows] == [1, 2, 3]
     assert rows[1]["error"] == "age is a number; got 'old'"
     assert rows[0]["risk"] < rows[2]["risk"] or rows[0]["median"] > 0
+    (tmp_path / "none.csv").write_text("age,therapy\n")
+    found = predict("prognosis@production", str(tmp_path / "none.csv"), out)
+    assert (found["answered"], found["failed"]) == (0, 1)
+    assert "none.csv holds no rows" in json.loads(Path(out).read_text())["error"]
     made = generate("prognosis@production", 40, str(tmp_path / "cohort.csv"))
     assert made["n"] == 40
     # What was generated can be learned from like the real.

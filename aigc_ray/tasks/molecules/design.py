@@ -32,6 +32,9 @@ from aigc_ray.tasks.molecules.wishes import Wanted
 
 TRIES, EACH = 4_000, 40  # wishes that a request may cost: so many, and for each molecule
 POOL = 5  # candidates for each molecule of a diverse set
+ALIKE = (
+    0.3  # more alike than nearly all pairs of drug-like molecules; such ones are said as changes
+)
 KEPT = 0.1  # share of a round's molecules that the next one changes
 OPTIMISED = 256  # molecules in a round of optimisation
 
@@ -65,6 +68,7 @@ class Judge:
         self.codes = memory.codes[there].tolist()
         similar = wanted.similar_to
         self.like = None if similar is None else chemistry.fingerprint(similar)
+        self.itself = None if similar is None else Chem.MolToSmiles(similar)
 
     def fault(self, candidate: Candidate) -> str | None:
         """Why a molecule is not what was asked for, in words that fit behind their number."""
@@ -75,6 +79,8 @@ class Judge:
             return "had a pattern of must_not_have"
         if wanted.novel and self.known.holds([candidate.smiles])[0]:
             return "were training molecules"
+        if candidate.smiles == self.itself:
+            return "were similar_to itself"
         if self.like is not None:
             alike = chemistry.similarity(self.like, chemistry.fingerprint(molecule)[None])[0]
             if not wanted.similarity[0] <= alike <= wanted.similarity[1]:
@@ -193,6 +199,8 @@ def _chosen(
         plan, times = decorated(speaker, wanted, wanted.scaffold), 1
     elif wanted.fragments is not None:
         plan, times = linked(speaker, wanted, *wanted.fragments), 1
+    elif wanted.similar_to is not None and wanted.similarity[0] >= ALIKE:
+        plan, times = changed(speaker, wanted, [wanted.similar_to]), 1
     if wanted.optimise is not None or wanted.score is not None:
         return iter(_optimised(speaker, wanted, judge, plan, failed))
     every = candidates(speaker, wanted, plan, TRIES + EACH * wanted.n, failed, times)

@@ -129,7 +129,8 @@ def _marked(molecule: Chem.Mol, point: int) -> Chem.RWMol:
 def ends_with(molecule: Chem.Mol, part: Scaffold) -> bool:
     """Whether a molecule holds a part that is bound to the rest at its one point only."""
     (point,) = part.points
-    for match in molecule.GetSubstructMatches(part.molecule, useChirality=True):
+    # Of a symmetric part every match: its one point may lie at any of the places that are alike.
+    for match in molecule.GetSubstructMatches(part.molecule, uniquify=False, useChirality=True):
         more = [
             molecule.GetAtomWithIdx(place).GetDegree() - part.molecule.GetAtomWithIdx(n).GetDegree()
             for n, place in enumerate(match)
