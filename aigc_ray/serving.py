@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -60,6 +61,8 @@ def run(
         stack.callback(_withdraw, ["ingress", *models])
         _deploy(models, host, port, poll_seconds)
         if signals:
+            named, place = ", ".join(models.values()), f"[{host}]" if ":" in host else host
+            print(f"{named}: http://{place}:{port} (Ctrl-C ends it)", file=sys.stderr, flush=True)
             signals.ended.wait()
             return lambda: None
         return stack.pop_all().close

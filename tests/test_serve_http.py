@@ -275,14 +275,20 @@ def test_promotion_reaches_the_running_service_without_a_failed_request(client, 
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_service_and_leaves_no_process(where, kind):
+def test_a_signal_ends_the_service_and_leaves_no_process(where, kind, tmp_path):
     chosen = port()
     script = f"from aigc_ray import serving; serving.run(port={chosen})"
     environment = {**os.environ, "AIGC_HOME": where}
     environment.pop("RAY_ADDRESS", None)
-    service = subprocess.Popen(
-        [sys.executable, "-c", script], env=environment, cwd=ROOT, start_new_session=True
-    )
+    told = tmp_path / "told"
+    with told.open("wb") as errors:
+        service = subprocess.Popen(
+            [sys.executable, "-c", script],
+            env=environment,
+            cwd=ROOT,
+            stderr=errors,
+            start_new_session=True,
+        )
     try:
         end = time.monotonic() + 120
         while True:
@@ -302,6 +308,7 @@ def test_a_signal_ends_the_service_and_leaves_no_process(where, kind):
         assert service.wait(60) == 0
         _, alive = psutil.wait_procs(family, timeout=15)
         assert alive == []
+        assert f"@production: http://127.0.0.1:{chosen} (Ctrl-C ends it)" in told.read_text()
     finally:
         service.kill()
         service.wait()
