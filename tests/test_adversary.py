@@ -60,6 +60,20 @@ def test_a_rate_may_rise_before_it_falls():
     assert pairs == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1])
 
 
+def test_statistics_are_fitted_on_the_cpu_wherever_the_networks_train(monkeypatch):
+    told = []
+
+    class Fitted(Ring):
+        def prepare(self, networks, rows):
+            told.append("fitted")
+
+    adversary = Adversary(Fitted(steps=1), seed=0)
+    adversary.device = "cuda"
+    monkeypatch.setattr(adversary.networks, "to", told.append)
+    adversary.prepare(iter([]))
+    assert told == ["cpu", "fitted", "cuda"]
+
+
 def test_a_player_may_join_late_as_a_copy_of_another():
     class Twofold(Ring):
         def networks(self):

@@ -349,6 +349,7 @@ def test_every_way_of_training_runs(data, settings):
     settings = TINY | {"num_workers": 0, "steps": 2, "batch_size": 8} | settings
     summary = train("diagnosis", data, settings, register=False)
     assert summary["training"]["steps"] == 2
+    assert "CPU cores" in summary["training"]["machine"]
 
 
 def test_a_streamed_training_runs_and_a_set_too_small_for_it_is_refused(data, ray, tmp_path):

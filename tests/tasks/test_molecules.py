@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from rdkit import Chem
 
-from aigc_ray import config, noise, rows
+from aigc_ray import config, noise, registry, rows
 from aigc_ray.adversary import Adversary
 from aigc_ray.bloom import Bloom
 from aigc_ray.errors import UserError
@@ -414,6 +414,12 @@ def test_what_is_similar_to_a_molecule_is_another_one(trained):
     (one,) = smiles(asked(trained, evidence=False))
     made = asked(trained, n=20, similar_to=one, similarity=[0.3, 1.0], evidence=False)
     assert len(smiles(made)) > 5 and one not in smiles(made)
+
+
+def test_similar_ones_are_found_where_few_molecules_are():
+    """Among any molecules there are none: of 4,160 samples none was as similar."""
+    model, aspirin = Model.open(registry.fetch("molecules@pretrained")), "CC(=O)Oc1ccccc1C(=O)O"
+    assert len(smiles(asked((model,), n=4, similar_to=aspirin, evidence=False))) == 4
 
 
 def test_diverse_ones_are_farther_from_each_other(trained):

@@ -32,9 +32,7 @@ from aigc_ray.tasks.molecules.wishes import Wanted
 
 TRIES, EACH = 4_000, 40  # wishes that a request may cost: so many, and for each molecule
 POOL = 5  # candidates for each molecule of a diverse set
-ALIKE = (
-    0.3  # more alike than nearly all pairs of drug-like molecules; such ones are said as changes
-)
+ALIKE = 0.3  # from this similarity on, which few pairs have, molecules are said as changes
 KEPT = 0.1  # share of a round's molecules that the next one changes
 OPTIMISED = 256  # molecules in a round of optimisation
 
@@ -68,7 +66,7 @@ class Judge:
         self.codes = memory.codes[there].tolist()
         similar = wanted.similar_to
         self.like = None if similar is None else chemistry.fingerprint(similar)
-        self.itself = None if similar is None else Chem.MolToSmiles(similar)
+        self.itself = None if similar is None else chemistry.smiles(similar)
 
     def fault(self, candidate: Candidate) -> str | None:
         """Why a molecule is not what was asked for, in words that fit behind their number."""
