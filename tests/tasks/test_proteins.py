@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import itertools
@@ -742,11 +743,18 @@ def test_where_no_class_is_asked_for_there_is_one_of_each_in_turn(trained, monke
 
     classes = list(trained[0].task.classes)
     monkeypatch.setattr(design, "drawn", drawn)
-    *items, short = asked(trained, n=2 * len(classes))
-    assert [item["class"] for item in items] == ["alpha", "little"] * 2
-    assert short.missing == 2 * (len(classes) - 2)
-    number = [item["number"] % len(classes) for item in items]
-    assert [classes[place] for place in number] == ["alpha", "little"] * 2
+    items = asked(trained, n=8)  # the other classes cannot be made, and these go on
+    assert [item["class"] for item in items] == ["alpha", "little"] * 4
+
+
+def test_a_class_that_no_training_window_had_is_not_tried(trained, monkeypatch):
+    model = copy.deepcopy(trained[0])
+    model.members[0]["walks"].first[1:] = 0
+    tried = []
+    drawn = design.drawn
+    monkeypatch.setattr(design, "drawn", lambda *all: tried.append(all[1]) or drawn(*all))
+    assert {item["class"] for item in asked((model,), n=3)} == {model.task.classes[0]}
+    assert not torch.cat(tried).any()
 
 
 def test_the_same_seed_gives_the_same_and_fewer_are_the_first_of_more(trained):

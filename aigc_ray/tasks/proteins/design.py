@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -67,22 +67,26 @@ def generate(model: Model, request: Mapping[str, Any]) -> Iterator[Item | Shortf
 
 
 def _items(model: Model, asked: Wanted, classes: tuple[str, ...]) -> Iterator[Item | Shortfall]:
-    """Where no class is asked for, one of each in turn, however hard it is to make."""
-    turns = range(len(classes)) if asked.label is None else [asked.label]
+    """Where no class is asked for, one in turn of each that was trained on; the others go on where
+    one of them cannot be made."""
+    walks: Any = model.members[0]["walks"]
+    known: list[int] = walks.first.flatten(1).any(1).nonzero()[:, 0].tolist()
+    turns = known if asked.label is None else [asked.label]
     share = -(-asked.n // len(turns))
     told: Counter[str] = Counter()
-    streams = [_stream(model, asked, classes, turns, turn, share, told) for turn in turns]
-    missing = 0
-    for place in range(asked.n):
-        item = next(streams[place % len(turns)], None)
-        if item is None:
-            missing += 1
-        else:
+    streams = deque(_stream(model, asked, classes, turns, turn, share, told) for turn in turns)
+    made = 0
+    while streams and made < asked.n:
+        stream = streams.popleft()
+        item = next(stream, None)
+        if item is not None:
             yield item
-    if missing:
+            made += 1
+            streams.append(stream)
+    if made < asked.n:
         tried = told.pop("tried")
         reasons = ", ".join(f"{count} {why}" for why, count in told.most_common())
-        yield Shortfall(missing, f"of {tried} structures that were made {reasons}")
+        yield Shortfall(asked.n - made, f"of {tried} structures that were made {reasons}")
 
 
 def _stream(
